@@ -1,0 +1,118 @@
+"""Options as users write them (`eps=8/255`), made into the typed fields of a frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from .errors import UserError, close_names
+
+T = TypeVar("T")
+
+
+def parse_number(argument: str, text: str | float) -> float:
+    """A finite number from `0.03`, `8/255`, or a number already.
+
+    >>> round(parse_number("eps", "8/255"), 6)
+    0.031373
+    """
+    try:
+        if isinstance(text, str):
+            value = float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+        else:
+            value = float(text)
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        raise UserError(f"{argument} must be a number or a fraction such as 8/255, got {text!r}") from None
+    if not math.isfinite(value):
+        raise UserError(f"{argument} must be a finite number, got {text!r}")
+    return value
+
+
+def parse_pairs(argument: str, pairs: Iterable[str]) -> dict[str, str]:
+    """`["steps=10", "loss=dlr"]` as a dictionary; dashes in a key are read as underscores."""
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise UserError(f"{argument} must be KEY=VALUE, got {pair!r}")
+        if key in options:
+            raise UserError(f"{argument}: {key} is given twice")
+        options[key] = value.strip()
+    return options
+
+
+def option_types(cls: type) -> dict[str, Any]:
+    """The options that a dataclass takes, each with its type."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def configure(cls: type[T], options: Mapping[str, Any] | None = None, *, argument: str = "option") -> T:
+    """An instance of the dataclass `cls` from options, whose strings are read by the fields' types.
+
+    Raises UserError for an unknown option (with the close ones) and for a value of the wrong type;
+    what else a class wants it checks itself in `__post_init__`.
+    """
+    known = option_types(cls)
+    values: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            owner = getattr(cls, "name", cls.__name__)
+            hint = close_names(key, known) if known else "it takes no options"
+            raise UserError(f"{argument}: {owner} has no option {key!r}; {hint}")
+        values[key] = _coerce(f"{argument} {key}", value, known[key])
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.init
+        and f.name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{argument}: {getattr(cls, 'name', cls.__name__)} needs {', '.join(missing)}")
+    return cls(**values)
+
+
+def _coerce(argument: str, value: Any, kind: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = typing.get_args(kind)
+        if value is None or (isinstance(value, str) and value.lower() == "none"):
+            if type(None) in kinds:
+                return None
+        kinds = tuple(k for k in kinds if k is not type(None))
+        return _coerce(argument, value, kinds[0]) if len(kinds) == 1 else value
+    if origin is typing.Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise UserError(f"{argument} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        return value
+    if kind is bool:
+        return _coerce_bool(argument, value)
+    if kind is int:
+        number = parse_number(argument, value)
+        if number != int(number):
+            raise UserError(f"{argument} must be a whole number, got {value!r}")
+        return int(number)
+    if kind is float:
+        return parse_number(argument, value)
+    if kind is str and not isinstance(value, str):
+        raise UserError(f"{argument} must be text, got {value!r}")
+    return value
+
+
+def _coerce_bool(argument: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+    try:
+        return words[str(value).lower()]
+    except KeyError:
+        raise UserError(f"{argument} must be true or false, got {value!r}") from None

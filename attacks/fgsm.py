@@ -1,0 +1,41 @@
+"""The fast gradient sign method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.losses import get_loss
+from robustbench_lite.query import Query
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of length eps along the steepest direction at the image (Goodfellow et al. 2015, arXiv:1412.6572).
+
+    loss: ce, margin or dlr. Departure: any norm, the step being steepest in it (the "fast gradient method").
+    """
+
+    name: ClassVar[str] = "fgsm"
+    summary: ClassVar[str] = "one step of length eps along the steepest direction"
+    source: ClassVar[str] = "Goodfellow et al. 2015, arXiv:1412.6572"
+
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        get_loss(self.loss)
+
+    @property
+    def length(self) -> int:
+        """One gradient."""
+        return 1
+
+    def start(self, query: Query, batch: Batch) -> State:
+        """The image itself."""
+        return State(batch.ball.x.clone())
+
+    def step(self, query: Query, batch: Batch, state: State) -> State:
+        """The one step."""
+        gradient = query.gradient(state.candidate, get_loss(self.loss)).gradient
+        return State(batch.ball.ascend(state.candidate, gradient, batch.ball.eps))

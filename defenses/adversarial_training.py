@@ -1,0 +1,57 @@
+"""Training on the images of an attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from robustbench_lite.defense import TrainingDefense
+from robustbench_lite.options import parse_number, parse_pairs
+from robustbench_lite.threat import Threat
+
+if TYPE_CHECKING:
+    from robustbench_lite.data.dataset import Dataset
+    from robustbench_lite.training import Trainer
+
+
+@dataclass(frozen=True)
+class AdversarialTraining(TrainingDefense):
+    """Minimises the loss on what an attack makes of each batch (Madry et al. 2018, arXiv:1706.06083, eq. 2.1).
+
+    attack: any attack by name, given the network as it is at that moment. norm, eps: its threat.
+    attack_options: its options as `steps=7,step_size=0.01`; default for pgd: 7 steps, the authors' number.
+    """
+
+    name: ClassVar[str] = "adversarial-training"
+    summary: ClassVar[str] = "trains on the images of an attack"
+    source: ClassVar[str] = "Madry et al. 2018, arXiv:1706.06083"
+
+    attack: str = "pgd"
+    norm: str = "linf"
+    eps: float = 8 / 255
+    attack_options: str = ""
+
+    def __post_init__(self) -> None:
+        Threat(self.norm, self.eps)
+        self._options()
+
+    def _options(self) -> dict[str, str]:
+        given = parse_pairs("attack_options", filter(None, self.attack_options.split(",")))
+        for key in ("steps", "restarts"):
+            if key in given:
+                parse_number(f"attack_options {key}", given[key])
+        return given or ({"steps": "7"} if self.attack == "pgd" else {})
+
+    def fit(self, model: nn.Module, data: Dataset, trainer: Trainer) -> nn.Module:
+        """The network trained on adversarial images alone."""
+
+        def loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            seen = trainer.perturb(
+                network, x, y, attack=self.attack, norm=self.norm, eps=self.eps, options=self._options()
+            )
+            return cross_entropy(network(seen), y)
+
+        return trainer.fit(model, data, loss=loss)

@@ -1,0 +1,85 @@
+"""The contract of an attack: hyperparameters, and two functions over the state of single samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from torch import Tensor
+
+from .query import Query
+from .streams import Stream
+from .threat import Ball, Threat
+
+Access = Literal["gradient", "score", "label"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an attack is given: the samples under way, each at its own step.
+
+    ball: the threat around each image, `ball.x` (N, C, H, W) in [0, 1] the clean image, `ball.eps` (N,).
+    y: (N,) int64, the true label; targets: (N,) int64, the class aimed at, or None.
+    step: (N,) int64, steps taken in this restart; stream: each sample's random numbers in this restart.
+    """
+
+    ball: Ball
+    y: Tensor
+    targets: Tensor | None
+    step: Tensor
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class State:
+    """What an attack remembers of each sample: tensors whose first axis is the sample, and nothing else.
+
+    candidate: (N, C, H, W), the image that is judged when the steps are over. What was seen to fool
+    the network on the way is noticed by the query, so an attack keeps no best image.
+    """
+
+    candidate: Tensor
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Base of every attack: a frozen dataclass whose fields are its hyperparameters.
+
+    `start` and `step` must not mix samples: row i of what they return depends on row i of what they
+    were given. They ask the network through the query only, and get random numbers from `batch.stream`.
+    Class attributes: name, summary, source (paper), access ("gradient" > "score" > "label": what the
+    query will answer), norms, targeted (whether it can aim at a class).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+    access: ClassVar[Access] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    targeted: ClassVar[bool] = True
+
+    @property
+    def length(self) -> int:
+        """Steps of one restart, at most."""
+        raise NotImplementedError
+
+    @property
+    def attempts(self) -> int:
+        """Restarts, each with random numbers of its own, until one succeeds."""
+        return 1
+
+    def resolve(self, threat: Threat) -> Self:
+        """This attack with every default that depends on the threat filled in."""
+        return self
+
+    def start(self, query: Query, batch: Batch) -> State:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def step(self, query: Query, batch: Batch, state: State) -> State:
+        """The state after one more step."""
+        raise NotImplementedError
+
+    def finished(self, batch: Batch, state: State) -> Tensor | None:
+        """Which samples need no more steps, (N,) bool; None: all take `length` steps."""
+        return None

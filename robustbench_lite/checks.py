@@ -1,0 +1,168 @@
+"""Whether what a model and its defenses state of themselves is true: probes on a few images before a run.
+
+After Carlini et al. 2019 (arXiv:1902.06705): an attack is only as good as the gradient it follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .losses import margin
+from .network import Network, Noise
+from .streams import Stream
+
+IMAGES = 16
+_STEP = 1e-3  # of the finite difference, in pixels: a quarter of one level of 8 bits
+_SEEDS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the user should know; `fatal` ones make the number unreliable."""
+
+    text: str
+    fatal: bool
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the model with its defenses states: randomised, and differentiable throughout."""
+
+    randomized: bool = False
+    differentiable: bool = True
+
+
+def check_model(network: Network, x: Tensor, y: Tensor, stated: Stated) -> list[Finding]:
+    """What probes on images x (N, C, H, W) with labels y find; about 8 forward passes and one gradient an image."""
+    x, y = x[:IMAGES].to(network.device), y[:IMAGES].to(network.device)
+    findings = [*_check_output(network, x), *_check_randomness(network, x, stated)]
+    if not any(f.fatal for f in findings):
+        findings += _check_batch(network, x, stated)
+    return findings + _check_gradient(network, x, y, stated)
+
+
+def _noise(x: Tensor, draw: int) -> Noise:
+    rows = torch.arange(len(x), device=x.device)
+    return Noise(Stream(rows).child("check"), torch.full_like(rows, draw))
+
+
+def _seeded(network: Network, x: Tensor, draw: int) -> Tensor:
+    """Logits with both kinds of randomness, torch's own and that of the streams, set by `draw`."""
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(draw)
+        return network.logits(x, _noise(x, draw))
+
+
+def _check_output(network: Network, x: Tensor) -> list[Finding]:
+    logits = _seeded(network, x, _SEEDS[0])
+    sums = logits.double().sum(1)
+    if (logits >= 0).all() and ((sums - 1).abs() < 1e-4).all():
+        return [
+            Finding(
+                "softmax seen: the model's outputs are probabilities, not logits; attacks that compare logits "
+                "are weaker on them, so return the values before the softmax",
+                fatal=False,
+            )
+        ]
+    return []
+
+
+def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Finding]:
+    first, again, other = (_seeded(network, x, draw) for draw in (_SEEDS[0], _SEEDS[0], _SEEDS[1]))
+    random = not torch.equal(first, other)
+    if not torch.equal(first, again) and not _close(first, again):
+        return [
+            Finding("the model's answers change between equal calls, from a source that no seed controls", fatal=True)
+        ]
+    if random and not _close(first, other) and not stated.randomized:
+        return [
+            Finding(
+                "the model is random and nothing states it: its answers were judged on one draw; state it by a "
+                "defense with randomized = True, or take the randomness out",
+                fatal=True,
+            )
+        ]
+    if not random and stated.randomized:
+        return [Finding("a defense states randomized = True, but two draws gave the same logits", fatal=False)]
+    return []
+
+
+def _check_batch(network: Network, x: Tensor, stated: Stated) -> list[Finding]:
+    if stated.randomized or len(x) < 2:
+        return []
+    together = _seeded(network, x, _SEEDS[0])
+    alone = _seeded(network, x[:1], _SEEDS[0])
+    if not _close(together[:1], alone):
+        return [
+            Finding(
+                "an image's logits depend on the other images of its batch (batch statistics at test time?), "
+                "so no verdict belongs to one image",
+                fatal=True,
+            )
+        ]
+    return []
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 1e-3 * (1 + a.abs().max()))
+
+
+def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> list[Finding]:
+    """Zero gradients, and gradients that finite differences contradict."""
+    devices = [x.device] if x.is_cuda else []
+    noise = _noise(x, _SEEDS[0])
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return margin(logits, y)
+
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(_SEEDS[0])
+        gradient, _ = network.gradient(x, noise, loss, y)
+    zero = gradient.flatten(1).abs().amax(1) == 0
+    if int(zero.sum()) * 2 >= len(x):
+        return [
+            Finding(
+                f"the gradient is zero for {int(zero.sum())} of {len(x)} images: a gradient attack cannot see "
+                "through this model; state differentiable = False with a surrogate, or use a score attack",
+                fatal=True,
+            )
+        ]
+    if not stated.differentiable:
+        return []  # A surrogate's gradient is not that of what is computed, and says so.
+    return _check_slope(network, x, y, gradient)
+
+
+def _check_slope(network: Network, x: Tensor, y: Tensor, gradient: Tensor) -> list[Finding]:
+    inside = x.clamp(_STEP, 1 - _STEP)
+    direction = gradient.sign()
+    expected = 2 * _STEP * gradient.flatten(1).abs().sum(1).double()
+
+    def value(at: Tensor) -> Tensor:
+        return margin(_seeded(network, at, _SEEDS[0]), y).double()
+
+    up, down = value(inside + _STEP * direction), value(inside - _STEP * direction)
+    told = expected > 1e-4 * (1 + up.abs())  # below that float32 says nothing
+    if int(told.sum()) * 2 < len(x):
+        return []
+    ratio = ((up - down)[told] / expected[told]).median()
+    if not 0.25 <= float(ratio) <= 4:
+        return [
+            Finding(
+                f"the gradient disagrees with finite differences (their slope is {float(ratio):.2g} of the gradient's, "
+                "median): some part is not differentiable as stated; state differentiable = False with a surrogate",
+                fatal=True,
+            )
+        ]
+    return []
+
+
+def verdict(findings: list[Finding]) -> str:
+    """One line: `no fault found`, or `unreliable:` and why."""
+    fatal = [f.text.split(":")[0].split(";")[0] for f in findings if f.fatal]
+    return f"unreliable: {'; '.join(fatal)}" if fatal else "no fault found"
+
+

@@ -1,0 +1,131 @@
+"""An encoded image made into a uint8 tensor of one size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+GREY = ("1", "L", "LA", "La", "I", "F")
+
+
+class ImageFiles(Protocol):
+    """Encoded images by number; goes to worker processes, so it must pickle."""
+
+    def open(self, i: int) -> BinaryIO:
+        """The i-th encoded image. Raises OSError where it cannot be read."""
+
+    def where(self, i: int) -> str:
+        """What to call the i-th image in an error."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What every image is brought to: scaled to cover shape / crop, then centre-cropped to (C, H, W).
+
+    `crop` is the share of the scaled image's shorter side that is kept: 1, or 0.875 as ImageNet is
+    evaluated (256 scaled, 224 kept). An image of the right size is left as it is when crop is 1.
+    """
+
+    shape: tuple[int, int, int]
+    crop: float = 1.0
+
+
+class Header(NamedTuple):
+    """What an image's header says."""
+
+    colour: bool
+    height: int
+    width: int
+
+
+def look(files: ImageFiles, i: int) -> Header:
+    """The i-th image's header. Raises UserError where it is no image."""
+    from PIL import Image
+
+    try:
+        with files.open(i) as file, Image.open(file) as image:
+            return Header(not _grey(image), image.height, image.width)
+    except Exception as error:
+        raise _no_image(files, i, error) from error
+
+
+def decode(files: ImageFiles, i: int, fit: Fit) -> Tensor:
+    """The i-th image as uint8 (C, H, W). Raises UserError that names it where it cannot be decoded."""
+    from PIL import Image
+
+    try:
+        with files.open(i) as file, Image.open(file) as image:
+            array = np.array(_fitted(_converted(image, fit.shape[0]), fit))
+    except UserError:
+        raise
+    except Exception as error:
+        # Decoders raise whatever a broken file drives them to: OSError, SyntaxError, struct.error, ...
+        raise _no_image(files, i, error) from error
+    tensor = torch.from_numpy(array)
+    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+
+
+def choose_fit(files: ImageFiles, count: int, *, image_size: int | None) -> Fit:
+    """The shape for images of any size: `image_size` square, or the size of the first.
+
+    Three channels if any image is in colour, else one.
+    """
+    first = look(files, 0)
+    colour = first.colour or any(look(files, i).colour for i in range(1, count))
+    height, width = (first.height, first.width) if image_size is None else (image_size, image_size)
+    return Fit((3 if colour else 1, height, width))
+
+
+def _no_image(files: ImageFiles, i: int, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    reason = (str(error).splitlines() or [""])[0]
+    if type(error).__name__ == "UnidentifiedImageError":
+        reason = "no image format knows it"
+    return UserError(f"--dataset: {files.where(i)} cannot be decoded as an image ({reason}); mend or remove it")
+
+
+def _grey(image: Image) -> bool:
+    return image.mode in GREY or image.mode.startswith("I;16")
+
+
+def _converted(image: Image, channels: int) -> Image:
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit values off at 255.
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB" if channels == 3 else "L")
+
+
+def _fitted(image: Image, fit: Fit) -> Image:
+    from PIL import Image
+
+    _, height, width = fit.shape
+    if fit.crop == 1 and image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height) / fit.crop
+    # A side is cut to whole pixels, not rounded, as torchvision.transforms.Resize does.
+    scaled = max(width, _whole(image.width * scale)), max(height, _whole(image.height * scale))
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _whole(side: float) -> int:
+    return math.floor(side + 1e-6)

@@ -1,0 +1,105 @@
+"""The contracts of a defense: one that trains a network, and one that stands in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .data.dataset import Dataset
+    from .training import Trainer
+
+
+@dataclass(frozen=True)
+class Defense:
+    """Base of every defense: a frozen dataclass whose fields are its options.
+
+    Class attributes: name, summary, source (paper).
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class TrainingDefense(Defense):
+    """A defense that is a way of training."""
+
+    def fit(self, model: nn.Module, data: Dataset, trainer: Trainer) -> nn.Module:
+        """The trained network; `trainer.fit` is the loop and `trainer.perturb` any attack by name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class InferenceDefense(Defense):
+    """A defense that changes what a trained network sees or says.
+
+    randomized: its answer changes from call to call; it draws with `robustbench_lite.normal_like` and
+    `uniform_like`, which keep each image's noise its own. differentiable: the gradient through
+    `transform` is that of what it computes; where not, attacks go through `surrogate` on the way back
+    (BPDA, Athalye et al. 2018, arXiv:1802.00420). What it states is checked.
+    """
+
+    randomized: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+
+    def transform(self, x: Tensor) -> Tensor:
+        """What the network sees in place of the images x (N, C, H, W) in [0, 1]; same shape and range."""
+        raise NotImplementedError
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        """A differentiable stand-in for `transform`, used for gradients only; by default the identity."""
+        return x
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The defended network; override it for a defense that does more than transform its input."""
+        return Defended(model, self)
+
+
+class Defended(nn.Module):
+    """A network behind a defense of its input."""
+
+    def __init__(self, model: nn.Module, defense: InferenceDefense) -> None:
+        super().__init__()
+        self.model = model
+        self.defense = defense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        return self.model(see_through(self.defense, x))  # type: ignore[no-any-return]
+
+
+def see_through(defense: InferenceDefense, x: Tensor) -> Tensor:
+    """`defense.transform(x)`, with the gradient of its surrogate where it is not differentiable."""
+    if defense.differentiable:
+        return defense.transform(x)
+    with torch.no_grad():
+        seen = defense.transform(x)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return seen
+    replaced: Tensor = _Substitute.apply(seen, defense.surrogate(x))
+    return replaced
+
+
+class _Substitute(torch.autograd.Function):
+    """Forward: the first input, exactly. Backward: all to the second."""
+
+    @staticmethod
+    def forward(ctx: Any, seen: Tensor, surrogate: Tensor) -> Tensor:
+        return seen.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
+def wrap_all(model: nn.Module, defenses: Sequence[InferenceDefense]) -> nn.Module:
+    """The network behind defenses in the order given: an image meets the first one first."""
+    for defense in reversed(defenses):
+        model = defense.wrap(model)
+    return model

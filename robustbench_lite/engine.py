@@ -1,0 +1,376 @@
+"""One engine drives every attack: the active set, restarts, exact counts, and the proof of each success."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .attack import Attack, Batch, State
+from .errors import UserError
+from .losses import margin, reached
+from .network import Network, Noise
+from .query import Query
+from .registry import guard
+from .rows import concat, from_tensors, put, take, to_tensors
+from .streams import Stream, content_hashes
+from .targets import order_targets
+from .threat import Threat
+
+# The last part of a search in lower precision is done in float32: bf16 gradients alone find less.
+_LOW_SHARE = 0.75
+
+
+class Source(Protocol):
+    """Where samples come from: some order of them, and the images of any."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def fetch(self, first: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next samples in order: index (n,), x (n, C, H, W), y (n,), eps (n,); n <= count."""
+
+    def images(self, index: Tensor) -> Tensor:
+        """The images of these indices, again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the engine knows of each sample; every field is a tensor with one row a sample.
+
+    content: SHA-256 of the image as bytes (N, 32); targets: classes to aim at in turn (N, T);
+    `adversarial` and what follows: the best image so far, and what verification said of it.
+    """
+
+    index: Tensor
+    y: Tensor
+    eps: Tensor
+    content: Tensor
+    prediction: Tensor
+    margin: Tensor
+    targets: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    attempt: Tensor
+    attacked: Tensor
+    success: Tensor
+    success_step: Tensor
+    success_attempt: Tensor
+    adversarial: Tensor
+    adversarial_prediction: Tensor
+    adversarial_margin: Tensor
+
+    @property
+    def target(self) -> Tensor:
+        """The class aimed at in the present attempt, (N,) int64; -1 for none."""
+        count = self.targets.shape[1]
+        if not count:
+            return torch.full_like(self.y, -1)
+        return self.targets.gather(1, (self.attempt % count).unsqueeze(1))[:, 0]
+
+    @property
+    def hashes(self) -> list[str]:
+        """The content hashes as hexadecimal."""
+        return [bytes(row).hex() for row in self.content.cpu().numpy()]
+
+
+@dataclass(frozen=True)
+class Active:
+    """Samples under way: what the engine knows, what the attack is given, what it remembers."""
+
+    entry: Entry
+    batch: Batch
+    state: State
+
+
+class Engine:
+    """Runs one attack over a source of samples and yields them as they are finished.
+
+    A sample leaves the active set as soon as an image of it is proved adversarial, and the next takes
+    its place. A proof is a pass of its own in float32 over the final image, inside the ball and the box,
+    with `votes` draws of a randomised network. Samples that the network gets wrong are not attacked.
+    stop_on_success=False keeps every sample to its last step, as most libraries do.
+    """
+
+    def __init__(
+        self,
+        attack: Attack,
+        network: Network,
+        source: Source,
+        *,
+        threat: Threat,
+        target: str | int | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        votes: int = 1,
+        stop_on_success: bool = True,
+    ) -> None:
+        self.attack = attack
+        self.network = network
+        self.source = source
+        self.threat = threat
+        self.target = target
+        self.seed = seed
+        self.batch_size = batch_size
+        self.votes = votes
+        self.stop_on_success = stop_on_success
+        self.cursor = 0
+        self.waiting: Entry | None = None
+        self.active: Active | None = None
+
+    def run(self) -> Iterator[tuple[Entry, Tensor]]:
+        """Finished samples with their clean images after each step, possibly none.
+
+        Between two of them the engine may be stored.
+        """
+        while True:
+            yield from self._fill()
+            if self.active is None:
+                return
+            yield self._advance()
+
+    # -- samples coming in ---------------------------------------------------------------------
+
+    def _fill(self) -> Iterator[tuple[Entry, Tensor]]:
+        """Top the active set up once an eighth of its places are free, so that refills stay few and large."""
+        count = 0 if self.active is None else len(self.active.entry.y)
+        free = self.batch_size - count
+        if count and free < max(1, self.batch_size // 8):
+            return
+        while free > (0 if self.waiting is None else len(self.waiting.y)) and self.cursor < len(self.source):
+            done, correct = self._intake()
+            self.waiting = correct if self.waiting is None else concat([self.waiting, correct])
+            yield done, done.adversarial
+        if self.waiting is None or not len(self.waiting.y) or not free:
+            return
+        places = torch.arange(len(self.waiting.y), device=self.network.device)
+        fresh = take(self.waiting, places[:free])
+        new = self._start(fresh, fresh.adversarial)
+        self.waiting = take(self.waiting, places[free:])
+        self.active = new if self.active is None else concat([self.active, new])
+
+    def _intake(self) -> tuple[Entry, Entry]:
+        """The clean pass over the next samples: those that are done with it, and those to attack."""
+        index, x, y, eps = self.source.fetch(self.cursor, self.batch_size)
+        self.cursor += len(index)
+        content = content_hashes(x)
+        device = self.network.device
+        index, x, y, eps = index.to(device), x.to(device), y.to(device), eps.to(device)
+        stream = Stream.of(content, seed=self.seed, device=device)
+        zero = torch.zeros_like(y)
+        noise = Noise(stream.child("network"), zero)
+        logits = self.network.logits(x, noise, draws=self.votes)
+        prediction, clean_margin = logits.argmax(1), -margin(logits, y).double()
+        targets = order_targets(self.target, logits, y, stream)
+        attacked = prediction == y
+        if targets.shape[1]:
+            attacked = attacked & (targets >= 0).any(1)
+        entry = Entry(
+            index=index,
+            y=y,
+            eps=eps,
+            content=torch.tensor([list(bytes.fromhex(h)) for h in content], dtype=torch.uint8, device=device),
+            prediction=prediction,
+            margin=clean_margin,
+            targets=targets,
+            forwards=zero + self.votes,
+            backwards=zero.clone(),
+            attempt=zero.clone(),
+            attacked=attacked,
+            success=torch.zeros_like(attacked),
+            success_step=zero - 1,
+            success_attempt=zero - 1,
+            adversarial=x,
+            adversarial_prediction=prediction,
+            adversarial_margin=clean_margin.new_full((len(y),), float("inf")),
+        )
+        done = take(entry, ~attacked)
+        return replace(done, adversarial_margin=done.margin), take(entry, attacked)
+
+    def _start(self, entry: Entry, x: Tensor) -> Active:
+        """Samples with clean images x at the beginning of their present attempt."""
+        stream = self._base_stream(entry).child(f"attack {self.attack.name}").child(entry.attempt)
+        batch = Batch(
+            ball=self.threat.around(x, entry.eps),
+            y=entry.y,
+            targets=entry.target if entry.targets.shape[1] else None,
+            step=torch.zeros_like(entry.y),
+            stream=stream,
+        )
+        query = self._query(entry, batch)
+        with self._blame():
+            state = self.attack.start(query, batch)
+        self._check(state, batch)
+        entry = self._settle(self._count(entry, query), batch, query)
+        return Active(entry, batch, state)
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def _advance(self) -> tuple[Entry, Tensor]:
+        """One step of every active sample; what is finished with it is returned and leaves."""
+        assert self.active is not None
+        entry, batch, state = self.active.entry, self.active.batch, self.active.state
+        if self.attack.length:
+            query = self._query(entry, batch)
+            with self._blame():
+                state = self.attack.step(query, batch, state)
+            self._check(state, batch)
+            batch = replace(batch, step=batch.step + 1)
+            entry = self._settle(self._count(entry, query), batch, query)
+        over = batch.step >= self.attack.length
+        with self._blame():
+            early = self.attack.finished(batch, state)
+        if early is not None:
+            over = over | early
+        if self.stop_on_success:
+            # A sample with a proof needs no judgement of its last candidate.
+            entry = self._judge_last(entry, batch, state, over & ~entry.success)
+            leaving = entry.success | (over & self._last_attempt(entry))
+        else:
+            entry = self._judge_last(entry, batch, state, over)
+            leaving = over & (self._last_attempt(entry) | entry.success)
+        active = Active(entry, batch, state)
+        again = (over & ~leaving).nonzero()[:, 0]
+        if len(again):
+            part = take(entry, again)
+            next_try = self._start(replace(part, attempt=part.attempt + 1), take(batch.ball.x, again))
+            active = put(active, again, next_try)
+        self.active = active
+        if leaving.any():
+            self.active = take(active, ~leaving) if not leaving.all() else None
+        return take(entry, leaving), take(batch.ball.x, leaving)
+
+    def _judge_last(self, entry: Entry, batch: Batch, state: State, which: Tensor) -> Entry:
+        rows = which.nonzero()[:, 0]
+        if not len(rows):
+            return entry
+        candidate = take(batch.ball, rows).project(state.candidate[rows].detach())
+        return self._prove(entry, batch, rows, candidate)
+
+    def _last_attempt(self, entry: Entry) -> Tensor:
+        return entry.attempt + 1 >= self.attack.attempts * max(1, entry.targets.shape[1])
+
+    # -- proof ----------------------------------------------------------------------------------
+
+    def _settle(self, entry: Entry, batch: Batch, query: Query) -> Entry:
+        """Prove what the query claimed of samples that have no proof yet."""
+        rows, images = query.claims()
+        if not len(rows):
+            return entry
+        fresh = ~entry.success[rows]
+        return self._prove(entry, batch, rows[fresh], images[fresh]) if fresh.any() else entry
+
+    def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor) -> Entry:
+        """The separate float32 pass over `images` for the samples at `rows`; the nearest to the goal is kept."""
+        part = take(entry, rows)
+        noise = Noise(self._base_stream(part).child("network"), part.forwards)
+        logits = self.network.logits(images, noise, draws=self.votes)
+        targets = None if batch.targets is None else batch.targets[rows]
+        success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)
+        remaining = -margin(logits, part.y, targets).double()
+        better = (success & ~part.success) | ((success == part.success) & (remaining < part.adversarial_margin))
+        first = success & ~part.success
+
+        def choose(new: Tensor, old: Tensor, where: Tensor = better) -> Tensor:
+            return torch.where(where.reshape(-1, *([1] * (old.ndim - 1))), new, old)
+
+        updated = replace(
+            part,
+            forwards=part.forwards + self.votes,
+            success=part.success | success,
+            success_step=choose(batch.step[rows], part.success_step, first),
+            success_attempt=choose(part.attempt, part.success_attempt, first),
+            adversarial=choose(images, part.adversarial),
+            adversarial_prediction=choose(logits.argmax(1), part.adversarial_prediction),
+            adversarial_margin=choose(remaining, part.adversarial_margin),
+        )
+        return updated if len(rows) == len(entry.y) else put(entry, rows, updated)
+
+    # -- small parts ----------------------------------------------------------------------------
+
+    def _base_stream(self, entry: Entry) -> Stream:
+        return Stream.of(entry.hashes, seed=self.seed, device=self.network.device)
+
+    def _query(self, entry: Entry, batch: Batch) -> Query:
+        low = torch.zeros_like(entry.success)
+        if self.network.low_model is not None:
+            low = batch.step < int(_LOW_SHARE * self.attack.length)
+        return Query(
+            self.network,
+            batch,
+            access=self.attack.access,
+            asker=f"attack {self.attack.name}",
+            noise=self._base_stream(entry).child("network"),
+            forwards=entry.forwards,
+            low=low,
+        )
+
+    @staticmethod
+    def _count(entry: Entry, query: Query) -> Entry:
+        return replace(entry, forwards=query.forwards, backwards=entry.backwards + query.backwards)
+
+    def _blame(self) -> _Blame:
+        return _Blame(f"attack {self.attack.name}")
+
+    def _check(self, state: State, batch: Batch) -> None:
+        candidate = getattr(state, "candidate", None)
+        if not isinstance(candidate, Tensor) or candidate.shape != batch.ball.x.shape:
+            came = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
+            raise UserError(
+                f"attack {self.attack.name}: expected state.candidate of shape {tuple(batch.ball.x.shape)}, got {came}"
+            )
+
+    # -- stored and restored ----------------------------------------------------------------------
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as tensors; clean images are left out, the source has them."""
+        stored = {"cursor": torch.tensor([self.cursor])}
+        if self.waiting is not None and len(self.waiting.y):
+            stored |= {
+                f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k != "adversarial"
+            }
+        if self.active is not None:
+            stored |= {
+                f"active.{k}": v for k, v in to_tensors(self.active).items() if not k.startswith("batch.ball.")
+            }
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Go on where a snapshot was taken: the steps that follow are the same to the last bit."""
+        device = self.network.device
+        self.cursor = int(stored["cursor"][0])
+        self.waiting = self._stored_entry(stored, "waiting.")
+        entry = self._stored_entry(stored, "active.entry.")
+        if entry is None:
+            return
+        # A start of the same samples gives the shape of the state; its numbers are then the stored ones.
+        like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
+        kept = {k.removeprefix("active."): v for k, v in stored.items() if k.startswith("active.")}
+        self.active = from_tensors(like, kept | to_tensors(like.batch.ball, "batch.ball"))
+
+    def _stored_entry(self, stored: dict[str, Tensor], prefix: str) -> Entry | None:
+        if f"{prefix}index" not in stored:
+            return None
+        fields = {
+            k.removeprefix(prefix): v.to(self.network.device) for k, v in stored.items() if k.startswith(prefix)
+        }
+        if "adversarial" not in fields:
+            fields["adversarial"] = self.source.images(fields["index"].cpu()).to(self.network.device)
+        return Entry(**fields)
+
+
+class _Blame:
+    """Within: an exception of the attack's own code becomes a PluginError that names it."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise guard(self.what, error) from error

@@ -1,0 +1,21 @@
+"""Leaderboards: derived from run files, never edited; anybody can recompute them."""
+
+from __future__ import annotations
+
+from .board import FILE, Merged, build, derive, merge, verify
+from .select import select
+from .table import to_csv, to_json, to_markdown, to_rich
+
+__all__ = [
+    "FILE",
+    "Merged",
+    "build",
+    "derive",
+    "merge",
+    "select",
+    "to_csv",
+    "to_json",
+    "to_markdown",
+    "to_rich",
+    "verify",
+]

@@ -1,0 +1,139 @@
+"""From what the user says of a model to the network that is evaluated, and what a record says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..cache import cache_dir
+from ..errors import RecordError, UserError
+from .build import Source, build_source, find_source, shown
+from .identity import state_sha256
+from .normalize import Normalize
+from .weights import load_weights, read_weights, save_weights
+
+# Part of a cached network's key: raised when the same recipe starts to give another network.
+TRAINING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to be attacked, and what its record says of it.
+
+    module: pixels (N, C, H, W) in [0, 1] to logits (N, K), normalisation inside, in evaluation mode.
+    name: as the user gave it, but of a file's path only the last part (`net.py:make`).
+    sha256: of its parameters and buffers (`state_sha256`).
+    preprocessing: what is done inside before the network proper: mean, std, input_size; {} if nothing.
+    weights: "pretrained", the name of a file, "trained", or "factory".
+    recipe: how it was trained, where that is known.
+    """
+
+    module: nn.Module
+    name: str
+    sha256: str
+    parameters: int
+    preprocessing: dict[str, Any]
+    weights: str
+    recipe: dict[str, Any] | None
+
+
+def load_model(
+    spec: str,
+    *,
+    n_classes: int,
+    shape: tuple[int, int, int],
+    weights: str | None = None,
+    train: Callable[[nn.Module], nn.Module] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    retrain: bool = False,
+    seed: int = 0,
+) -> LoadedModel:
+    """The network that `spec` names with the weights that `weights` names.
+
+    weights: a file, "pretrained" (the library's own), or None: a factory's network is then taken as it
+    is returned, any other is trained by `train` and kept in the cache, so that the next call with the
+    same model and `recipe` trains nothing.
+    train: trains a network and returns it, in place or another (`training.train_model`).
+    recipe: all that decides what `train` gives, as plain JSON values (`training.describe`): the key of
+    the cached network beside the model's name, and what its record says.
+    retrain: train also what has weights already (a train-time defense of a factory's network).
+    seed: of the initial weights.
+
+    Raises UserError for what the user can mend (an unknown name, weights that do not fit, a refused
+    pickle, weights that cannot be had, nothing to train with); PluginError for a factory that raises.
+    Warns where a cached network is corrupt: it is renamed to `*.corrupt-*` and trained again.
+    """
+    source = find_source(spec)
+    module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
+    origin, known = weights or "factory", None
+    if weights is not None and weights != "pretrained":
+        path = Path(weights).expanduser()
+        tensors, said = read_weights(path)
+        load_weights(module, tensors, source=str(path))
+        origin, known = path.name, said.get("recipe")
+    if retrain or (weights is None and not source.is_factory):
+        if train is None:
+            raise UserError(
+                f"--weights: {spec} comes untrained; give a file, or 'pretrained' where its library has them"
+            )
+        described = {
+            **(recipe or {}),
+            **({"start": {"weights": origin, "sha256": state_sha256(module)}} if retrain else {}),
+        }
+        module, known = _trained(source, module, train, {"recipe": described, "shape": [*shape], "classes": n_classes})
+        origin = "trained"
+    module.eval()
+    return LoadedModel(
+        module=module,
+        name=shown(spec),
+        sha256=state_sha256(module),
+        parameters=sum(p.numel() for p in module.parameters()),
+        preprocessing=dict(_preprocessing(module)),
+        weights=origin,
+        recipe=known,
+    )
+
+
+def _preprocessing(module: nn.Module) -> dict[str, Any]:
+    return module.preprocessing if isinstance(module, Normalize) else {}
+
+
+def cached_path(model: str, decided_by: Mapping[str, Any]) -> Path:
+    """Where the cache keeps the network `model` that was trained as `decided_by` says."""
+    said = json.dumps({"version": TRAINING_VERSION, "model": model, **decided_by}, sort_keys=True)
+    return cache_dir() / "models" / f"{hashlib.sha256(said.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _trained(
+    source: Source, module: nn.Module, train: Callable[[nn.Module], nn.Module], decided_by: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    recipe: dict[str, Any] = dict(decided_by["recipe"])
+    path = cached_path(source.qualified, decided_by)
+    if path.exists():
+        try:
+            tensors, _ = read_weights(path, argument="the cached network")
+            load_weights(module, tensors, source=str(path))
+            return module, recipe
+        except (RecordError, UserError) as error:
+            aside = path.with_name(f"{path.name}.corrupt-{secrets.token_hex(3)}")
+            os.replace(path, aside)
+            warnings.warn(f"{error}; it is kept as {aside.name}, and the network is trained again", stacklevel=3)
+    layout = _layout(module)
+    trained = train(module)
+    # A defense may return another network, which the cache could not build again from the model's name.
+    if type(trained) is type(module) and _layout(trained) == layout:
+        save_weights(trained, path, model=source.qualified, recipe=recipe)
+    return trained, recipe
+
+
+def _layout(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

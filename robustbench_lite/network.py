@@ -1,0 +1,236 @@
+"""The model as an evaluation computes it: in evaluation mode, frozen, in blocks, averaged over its randomness."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .registry import guard
+from .streams import Stream, drawing
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within: no shortened products (TF32) and no choice of algorithm by timing on CUDA; then as it was found."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    found = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
+    cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = found
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Within: evaluation mode and no parameter wants a gradient; afterwards everything is as it was found."""
+    modes = [(module, module.training) for module in model.modules()]
+    wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wants:
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wants:
+            parameter.requires_grad_(requires_grad)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a randomised network draws from: one stream a row, and the number of the draw (N,)."""
+
+    stream: Stream
+    draw: Tensor
+
+    def take(self, index: Tensor) -> Noise:
+        """The rows at `index`."""
+        return Noise(Stream(self.stream.keys[index]), self.draw[index])
+
+
+class Network:
+    """A frozen model from pixels (N, C, H, W) in [0, 1] to float32 logits (N, K), and its input gradients.
+
+    eot: draws averaged for each query of a randomised model (expectation over transformation, Athalye
+    et al. 2018, arXiv:1707.07397): the mean of the logits, the mean of the gradients.
+    block: compute in padded blocks of exactly this many rows, so that a row's result cannot depend on
+    how many others it shares a batch with.
+    precision: "bf16" or "f16" adds a copy of the model for queries that ask for it (`low`).
+    forward_rows, backward_rows: images that went through the model so far, padding of blocks included.
+
+    n_classes: K; None: that of the first answer.
+
+    Raises UserError where the model returns something other than (N, K) finite logits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        n_classes: int | None = None,
+        device: torch.device | str = "cpu",
+        precision: str = "float32",
+        eot: int = 1,
+        block: int | None = None,
+        max_batch: int = 1024,
+    ) -> None:
+        self.model = model
+        self.n_classes = n_classes
+        self.device = torch.device(device)
+        self.dtype = PRECISIONS[precision]
+        self.low_model = copy.deepcopy(model).to(self.dtype) if precision != "float32" else None
+        self.eot = eot
+        self.block = block
+        self.max_batch = max_batch
+        self.forward_rows = 0
+        self.backward_rows = 0
+
+    def logits(self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None) -> Tensor:
+        """Mean logits (N, K) over `draws` draws (default: eot). Costs `draws` forward passes a row."""
+
+        def compute(part: Tensor, part_noise: Noise) -> tuple[Tensor, ...]:
+            total: Tensor | None = None
+            for k in range(draws or self.eot):
+                with torch.no_grad():
+                    logits = self._forward(part, part_noise, k, low)
+                total = logits if total is None else total + logits
+            assert total is not None
+            return (total / (draws or self.eot) if (draws or self.eot) > 1 else total,)
+
+        return self._in_blocks(compute, x, noise)[0]
+
+    def gradient(
+        self, x: Tensor, noise: Noise, loss: Callable[..., Tensor], *rows: Tensor | None, low: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient (N, C, H, W) of `loss(logits, *rows)` in x, and the logits (N, K), means over eot draws.
+
+        `rows` are handed to the loss block by block. Costs eot forward and backward passes a row.
+        """
+
+        def compute(part: Tensor, part_noise: Noise, *part_rows: Tensor | None) -> tuple[Tensor, ...]:
+            part = part.detach().requires_grad_()
+            total: Tensor | None = None
+            mean: Tensor | None = None
+            for k in range(self.eot):
+                with torch.enable_grad():
+                    logits = self._forward(part, part_noise, k, low)
+                    value = loss(logits, *part_rows).sum()
+                self.backward_rows += len(part)
+                gradient = _input_gradient(value, part)
+                detached = logits.detach()
+                total = gradient if total is None else total + gradient
+                mean = detached if mean is None else mean + detached
+            assert total is not None and mean is not None
+            return (total, mean) if self.eot == 1 else (total / self.eot, mean / self.eot)
+
+        gradient, logits = self._in_blocks(compute, x, noise, *rows)
+        # One sum sees whether any number is not finite; a NaN must not become a pixel.
+        if not torch.isfinite(gradient.sum()):
+            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        return gradient, logits
+
+    def _forward(self, x: Tensor, noise: Noise, draw: int, low: bool) -> Tensor:
+        self.forward_rows += len(x)
+        model = self.low_model if low and self.low_model is not None else self.model
+        with drawing(noise.stream.child(f"eot {draw}"), noise.draw):
+            try:
+                logits = model(x.to(self.dtype) if model is self.low_model else x)
+            except UserError:
+                raise
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"batch_size: out of memory on {self.device} at {len(x)} images; give a smaller --batch-size"
+                ) from error
+            except Exception as error:
+                raise guard(f"the model (given images of shape {tuple(x.shape)})", error) from error
+        if self.n_classes is None and isinstance(logits, Tensor) and logits.ndim == 2:
+            self.n_classes = logits.shape[1]
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (len(x), self.n_classes):
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"model: expected logits of shape ({len(x)}, {self.n_classes or 'K'}), one for each class, got {came}; "
+                "give a network made for the classes of the data"
+            )
+        logits = logits.float()
+        if not torch.isfinite(logits.detach().sum()):
+            if model is self.low_model:
+                return torch.nan_to_num(logits)
+            self._blame(x, logits)
+        return logits
+
+    @staticmethod
+    def _blame(x: Tensor, logits: Tensor) -> None:
+        bad = int((~torch.isfinite(logits.detach())).any(1).sum())
+        if not bad:
+            return
+        if not torch.isfinite(x.detach()).all():
+            raise UserError("attack: it made an image with NaN or infinite pixels; candidates must be finite")
+        raise UserError(
+            f"model: expected finite logits, got NaN or infinity for {bad} of {len(x)} images; "
+            "look for a division or logarithm of zero, or broken weights"
+        )
+
+    def _in_blocks(
+        self, compute: Callable[..., tuple[Tensor, ...]], x: Tensor, noise: Noise, *rows: Tensor | None
+    ) -> list[Tensor]:
+        size = self.block or self.max_batch
+        if not self.block and len(x) <= size:
+            return list(compute(x, noise, *rows))
+        outputs = []
+        for first in range(0, len(x), size):
+            index = torch.arange(first, min(first + size, len(x)), device=x.device)
+            count = len(index)
+            if self.block and count < size:
+                index = torch.cat([index, index.new_full((size - count,), first)])
+            taken = compute(x[index], noise.take(index), *(None if r is None else r[index] for r in rows))
+            outputs.append([t[:count] for t in taken])
+        return [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+    def uniform_block(self, shape: tuple[int, ...], *, largest: int = 32) -> int:
+        """The largest block, a power of two, in which the model computes every row alike to the last bit.
+
+        Found by trying: one image at every place of a block, among others, must give the same logits
+        and the same gradient at each. A block of one is always right.
+        """
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand((largest, *shape), generator=generator).to(self.device)
+        kept, size = self.block, largest
+        try:
+            while size > 1:
+                self.block = size
+                if self._places_agree(images[:size]):
+                    return size
+                size //= 2
+            return 1
+        finally:
+            self.block = kept
+
+    def _places_agree(self, images: Tensor) -> bool:
+        size = len(images)
+        same = torch.zeros(size, dtype=torch.int64, device=self.device)
+        seen: list[tuple[Tensor, Tensor]] = []
+        for place in range(size):
+            x = images.roll(1, 0).clone()
+            x[place] = images[0]
+            gradient, logits = self.gradient(x, Noise(Stream(same), same), lambda z: z.logsumexp(1) - z[:, 0])
+            seen.append((logits[place], gradient[place]))
+        return all(torch.equal(a, seen[0][0]) and torch.equal(b, seen[0][1]) for a, b in seen)
+
+
+def _input_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """The gradient in x; zero where the value does not depend on x through anything differentiable."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else gradient.detach()

@@ -1,0 +1,87 @@
+"""An attack on one batch with nothing judged or recorded: what training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .attack import Attack, Batch
+from .errors import UserError, unknown_name
+from .network import Network, frozen
+from .options import configure
+from .query import Query
+from .registry import load
+from .streams import Stream
+from .threat import Threat
+
+
+def make_attack(spec: str | Attack, options: Mapping[str, Any] | None, threat: Threat) -> Attack:
+    """The attack that `spec` names with these options, its defaults filled in for the threat.
+
+    Raises UserError for an unknown name or option, and for a norm that the attack does not have.
+    """
+    if isinstance(spec, Attack):
+        if options:
+            raise UserError("attack_options: give them to the attack itself, which is an instance already")
+        attack = spec
+    else:
+        cls = load("attacks", spec, argument="attack")
+        if not (isinstance(cls, type) and issubclass(cls, Attack)):
+            raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see `rbl attacks new --help`")
+        attack = configure(cls, options, argument="attack option")
+    if threat.norm not in attack.norms:
+        raise unknown_name(f"norm of attack {attack.name}", threat.norm, attack.norms)
+    return attack.resolve(threat)
+
+
+def perturb(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: str | Attack = "pgd",
+    norm: str = "linf",
+    eps: float = 8 / 255,
+    attack_options: Mapping[str, Any] | None = None,
+    targets: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Candidates of one attempt of an attack, (N, C, H, W): all steps taken, nothing judged.
+
+    x: (N, C, H, W) in [0, 1]; y: (N,) int64; targets: (N,) int64 or None. Two images that are equal
+    get equal random numbers only if they stand at the same place. The model's mode is left as found.
+    """
+    threat = Threat(norm, eps)
+    made = make_attack(attack, attack_options, threat)
+    device = x.device
+    place = torch.arange(len(x), device=device)
+    base = Stream(torch.zeros_like(place)).child(f"seed {seed}").child(place)
+    with frozen(model), torch.no_grad():
+        network = Network(model, device=device)
+        batch = Batch(threat.around(x), y, targets, torch.zeros_like(y), base.child(f"attack {made.name}"))
+        forwards = torch.zeros_like(y)
+
+        def ask() -> Query:
+            return Query(
+                network,
+                batch,
+                access=made.access,
+                asker=f"attack {made.name}",
+                noise=base.child("network"),
+                forwards=forwards,
+                low=torch.zeros_like(y, dtype=torch.bool),
+                watch=False,
+            )
+
+        query = ask()
+        state = made.start(query, batch)
+        for step in range(made.length):
+            forwards = query.forwards
+            batch = Batch(batch.ball, y, targets, torch.full_like(y, step), batch.stream)
+            query = ask()
+            state = made.step(query, batch, state)
+        return batch.ball.project(state.candidate.detach())
+

@@ -1,0 +1,182 @@
+"""The network as the threat sees it: answers at the access level that an attack declares, counted per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import AccessError
+from .losses import reached
+from .network import Network, Noise
+from .rows import take
+from .streams import Stream
+
+if TYPE_CHECKING:
+    from .attack import Access, Batch
+
+_LEVELS = {"label": 0, "score": 1, "gradient": 2}
+_NEAR = 1e-6  # how far rounding may have carried a candidate out of its ball
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """An answer at gradient access: `gradient` like the images, and `logits` (N, K) of the same pass."""
+
+    gradient: Tensor
+    logits: Tensor
+
+
+class Query:
+    """What an attack may ask about the samples of its batch, and nothing more.
+
+    Every answer is watched: an image that reaches the goal inside the ball and the box is a claim, which
+    the engine proves or drops. `rows` picks samples of the batch, (M,) int64, repeats allowed; without
+    it the images are one for each sample in order. Answers carry no autograd graph.
+    Raises AccessError where the attack asks for more than it declared.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        batch: Batch,
+        *,
+        access: Access,
+        asker: str,
+        noise: Stream,
+        forwards: Tensor,
+        low: Tensor,
+        watch: bool = True,
+    ) -> None:
+        self._network = network
+        self._batch = batch
+        self._level = _LEVELS[access]
+        self._asker = asker
+        self._noise = noise
+        self._low = low
+        self._watching = watch
+        self._any_low = bool(low.any())
+        self._all_low = self._any_low and bool(low.all())
+        self.forwards = forwards.clone()
+        self.backwards = torch.zeros_like(forwards)
+        self._claimed = torch.zeros_like(forwards, dtype=torch.bool)
+        self._claims: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def n_classes(self) -> int:
+        """The number of logits."""
+        count = self._network.n_classes
+        assert count is not None, "known after the first answer"
+        return count
+
+    def logits(self, x: Tensor, *, rows: Tensor | None = None) -> Tensor:
+        """Logits (M, K) of images (M, C, H, W); needs score access."""
+        self._need("score")
+        return self._forward(x, rows)
+
+    def labels(self, x: Tensor, *, rows: Tensor | None = None) -> Tensor:
+        """Predicted classes (M,) int64 of images (M, C, H, W); every attack may ask."""
+        return self._forward(x, rows).argmax(1)
+
+    def gradient(
+        self, x: Tensor, loss: Callable[..., Tensor], *extra: Tensor, rows: Tensor | None = None
+    ) -> Gradient:
+        """Gradient in x of `loss(logits, y, targets, *extra)` -> (M,), and the logits; needs gradient access.
+
+        The gradient is the caller's own to overwrite.
+        """
+        self._need("gradient")
+        y, targets = self._goal(rows)
+
+        def ask(part: Tensor, noise: Noise, low: bool, y: Tensor, targets: Tensor | None, *more: Tensor) -> list[Tensor]:
+            return list(self._network.gradient(part, noise, loss, y, targets, *more, low=low))
+
+        gradient, logits = self._ask(ask, x, rows, y, targets, *extra)
+        self._count(self.backwards, rows)
+        self._watch(x, logits, rows, y, targets)
+        return Gradient(gradient, logits)
+
+    def claims(self) -> tuple[Tensor, Tensor]:
+        """Samples seen to reach the goal since the query was made: positions (M,) and images; first come."""
+        if not self._claims:
+            empty = torch.empty(0, dtype=torch.int64, device=self._claimed.device)
+            return empty, self._batch.ball.x[empty]
+        return torch.cat([rows for rows, _ in self._claims]), torch.cat([x for _, x in self._claims])
+
+    def _need(self, level: Access) -> None:
+        if self._level < _LEVELS[level]:
+            have = next(name for name, rank in _LEVELS.items() if rank == self._level)
+            raise AccessError(f"{self._asker}: it declares {have} access and asked for {level} access")
+
+    def _goal(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        y, targets = self._batch.y, self._batch.targets
+        return (y, targets) if rows is None else (y[rows], None if targets is None else targets[rows])
+
+    def _forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        def ask(part: Tensor, noise: Noise, low: bool) -> list[Tensor]:
+            return [self._network.logits(part, noise, low=low)]
+
+        y, targets = self._goal(rows)
+        (logits,) = self._ask(ask, x, rows)
+        self._watch(x, logits, rows, y, targets)
+        return logits
+
+    def _ask(
+        self, ask: Callable[..., list[Tensor]], x: Tensor, rows: Tensor | None, *per_row: Tensor | None
+    ) -> list[Tensor]:
+        """Ask in one piece, or in two where some samples search in lower precision and some do not."""
+        low = self._low if rows is None else self._low[rows]
+        noise = Noise(Stream(self._noise.keys if rows is None else self._noise.keys[rows]), self._draws(rows))
+        self._count(self.forwards, rows)
+        if not self._any_low or self._all_low:
+            return ask(x, noise, self._any_low, *per_row)
+        outputs: list[Tensor] = []
+        for which in (True, False):
+            index = (low == which).nonzero()[:, 0]
+            if not len(index):
+                continue
+            answer = ask(x[index], noise.take(index), which, *(None if p is None else p[index] for p in per_row))
+            if not outputs:
+                outputs = [a.new_empty((len(x), *a.shape[1:])) for a in answer]
+            for output, a in zip(outputs, answer, strict=True):
+                output[index] = a
+        return outputs
+
+    def _draws(self, rows: Tensor | None) -> Tensor:
+        """A number for each image that no earlier query of its sample had."""
+        if rows is None:
+            return self.forwards.clone()
+        order = torch.argsort(rows, stable=True)
+        ordered = rows[order]
+        first = torch.searchsorted(ordered, ordered)
+        draws = torch.empty_like(rows)
+        draws[order] = self.forwards[ordered] + (torch.arange(len(rows), device=rows.device) - first) * self._network.eot
+        return draws
+
+    def _count(self, counter: Tensor, rows: Tensor | None) -> None:
+        if rows is None:
+            counter += self._network.eot
+        else:
+            counter.index_add_(0, rows, torch.full_like(rows, self._network.eot))
+
+    def _watch(self, x: Tensor, logits: Tensor, rows: Tensor | None, y: Tensor, targets: Tensor | None) -> None:
+        if not self._watching:
+            return
+        hits = reached(logits, y, targets)
+        if not hits.any():
+            return
+        at = hits.nonzero()[:, 0]
+        samples = at if rows is None else rows[at]
+        images = x[at].detach()
+        legal = take(self._batch.ball, samples).project(images)
+        fresh = ((legal - images).flatten(1).abs().amax(1) <= _NEAR) & ~self._claimed[samples]
+        for position in fresh.nonzero()[:, 0].tolist() if rows is not None else ():
+            # The same sample may have several images in one query: the first counts.
+            fresh[position] = not self._claimed[samples[position]]
+            self._claimed[samples[position]] = True
+        self._claimed[samples[fresh]] = True
+        if fresh.any():
+            self._claims.append((samples[fresh], legal[fresh]))

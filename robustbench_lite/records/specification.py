@@ -1,0 +1,305 @@
+"""What a run was: model, defenses, data set, attack, threat and circumstances, as strict JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from ..errors import RecordError
+from .schema import NORMS, SCHEMA_VERSION
+
+STATUSES = ("complete", "shard", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """The network: `weights` and `recipe` say where it came from, `sha256` what it is."""
+
+    name: str
+    sha256: str
+    parameters: int
+    weights: str | None = None
+    preprocessing: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseRecord:
+    """A defense and what it states of itself; `spec` is what the user typed."""
+
+    name: str
+    spec: str
+    options: dict[str, Any] = field(default_factory=dict)
+    source_sha256: str | None = None
+    randomized: bool
+    differentiable: bool
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """The samples of the whole run, of which a shard holds a share."""
+
+    name: str
+    split: str
+    fingerprint: str
+    classes: int
+    shape: tuple[int, ...]
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRecord:
+    """The attack with its options as passed and with every field as resolved."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] = field(default_factory=dict)
+    source_sha256: str | None = None
+    access: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatRecord:
+    """The ball and the box; `eps` is the largest of the rows where it differs by sample."""
+
+    norm: str
+    eps: float
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRecord:
+    """Versions and machine."""
+
+    python: str
+    torch: str
+    torchvision: str | None = None
+    numpy: str
+    platform: str
+    threads: int
+    git_commit: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimesRecord:
+    """When the run began (ISO 8601, UTC) and how long it took in all."""
+
+    started: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamplesRecord:
+    """The saved images of the run."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specification:
+    """A run without its rows.
+
+    `calls` counts all queries: `forwards` and `backwards` are the sums of the rows, others (such as
+    `check_forwards`) stand beside them. `shard` is (I, N) with 1 <= I <= N.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    version: str
+    status: str
+    model: ModelRecord
+    defenses: tuple[DefenseRecord, ...] = ()
+    dataset: DatasetRecord
+    attack: AttackRecord
+    threat: ThreatRecord
+    target: str | None = None
+    seed: int
+    eot: int = 1
+    votes: int = 1
+    precision: str = "float32"
+    deterministic: bool = False
+    batch_size: int
+    shard: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+    verdict: str = ""
+    device: str
+    environment: EnvironmentRecord
+    times: TimesRecord
+    calls: dict[str, int]
+    rows_sha256: str = ""
+    examples: ExamplesRecord | None = None
+
+    def to_json(self) -> str:
+        """Strict JSON in the order of the fields. Raises TypeError for what JSON cannot say, NaN included."""
+        return json.dumps(_plain(self, "specification"), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Specification:
+        """The specification that `to_json` wrote.
+
+        Raises RecordError for what is not strict JSON, of a newer schema version, lacks a field, has one
+        too many, or holds a value of the wrong type (a number written as text, say).
+        """
+        try:
+            raw = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"specification is not strict JSON ({_first_line(error)})") from None
+        if not isinstance(raw, dict):
+            raise RecordError("specification is not a JSON object")
+        version = raw.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise RecordError(
+                f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
+                f"{SCHEMA_VERSION}); upgrade to read it"
+            )
+        specification: Specification = _decode(cls, raw, "specification")
+        fault = specification._fault()
+        if fault:
+            raise RecordError(fault)
+        return specification
+
+    def _fault(self) -> str | None:
+        if self.schema_version < 1:
+            return f"schema_version must be >= 1, got {self.schema_version}"
+        if self.status not in STATUSES:
+            return f"status must be one of {', '.join(STATUSES)}, got {self.status!r}"
+        if self.threat.norm not in NORMS:
+            return f"threat.norm must be one of {', '.join(NORMS)}, got {self.threat.norm!r}"
+        if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
+            return f"shard must be [I, N] with 1 <= I <= N, got {list(self.shard)}"
+        if (self.status == "shard" and self.shard is None) or (self.status == "complete" and self.shard is not None):
+            return f"status {self.status!r} does not go with shard {self.shard}"
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same run: all that decides the verdicts, by content and not by place.
+
+        Left out are the circumstances: package version, where weights and plug-ins came from, options as
+        passed (`resolved` is kept), device, batch size, shard, times, environment, and what came out.
+        Sources of attack and defenses are kept by hash, so a changed plug-in makes another run.
+        """
+        plain = _plain(self, "specification")
+        kept: dict[str, Any] = {
+            key: plain[key]
+            for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
+        }
+        kept["model"] = _without(plain["model"], "weights", "recipe")
+        kept["defenses"] = [_without(defense, "spec") for defense in plain["defenses"]]
+        kept["attack"] = _without(plain["attack"], "options")
+        return kept
+
+    def run_id(self) -> str:
+        """`MODEL-DEFENSE-DATASET-ATTACK-NORM-EPS-HASH`, safe as a file name anywhere."""
+        parts = [self.model.name, self.defense, self.dataset.name, self.attack.name]
+        slug = "-".join([*map(_slug, parts), _slug(self.threat.norm), _slug(eps_text(self.threat.eps))])
+        canonical = json.dumps(_canonical(self.identity()), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+    @property
+    def defense(self) -> str:
+        """The names of the defenses in order, or `none`."""
+        return " + ".join(defense.name for defense in self.defenses) or "none"
+
+
+def eps_text(eps: float) -> str:
+    """An eps as papers write it: k/255 where it is one and no short decimal says the same.
+
+    >>> eps_text(8 / 255), eps_text(0.3), eps_text(1.0)
+    ('8/255', '0.3', '1')
+    """
+    short = format(eps, ".3g")
+    if float(short) == eps:
+        return short
+    # An eps above 1000 is no fraction of anybody's pixels (and its product may overflow).
+    count = round(eps * 255) if abs(eps) < 1000 else 0
+    return f"{count}/255" if count >= 1 and abs(eps - count / 255) <= 1e-9 else format(eps, ".6g")
+
+
+def _slug(text: str) -> str:
+    if "/" in text and not re.fullmatch(r"[\d.]+/\d+", text):
+        # A factory or a folder by path: what it is called says enough, where it lies does not travel.
+        scheme, colon, rest = text.partition(":")
+        text = f"{scheme}:{PurePath(rest).name}" if colon and "/" not in scheme else PurePath(text).name
+    return re.sub(r"[^A-Za-z0-9.+]+", "_", text).strip("_.")[:32] or "x"
+
+
+def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in names}
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers written alike, so that eps 1 and eps 1.0 are one identity."""
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _plain(value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: a key must be text, got {key!r}")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    raise TypeError(f"{where} must be plain, finite JSON, got {value!r}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the type `kind`, or RecordError; the types are those of the dataclasses above."""
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        inner = next(k for k in arguments if k is not type(None))
+        return None if value is None else _decode(inner, value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return _decode_record(kind, value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) == len(value):
+            return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise RecordError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def _decode_record(kind: Any, value: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    missing, foreign = sorted(set(hints) - set(value)), sorted(set(value) - set(hints))
+    if missing:
+        raise RecordError(f"{where} lacks {', '.join(missing)}")
+    if foreign:
+        raise RecordError(f"{where} has unknown fields {', '.join(foreign)}")
+    return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})

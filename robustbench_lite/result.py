@@ -1,0 +1,165 @@
+"""What an evaluation found: numbers, images, one row a sample, and the record that proves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .engine import Entry
+from .streams import content_hashes
+from .threat import distances
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from .records.run import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one attack on one model.
+
+    adversarial: (N, C, H, W) float32, the final image of each sample (the clean one where it was not
+    attacked), or None where images were not kept. success: (N,) bool. Rows are in order of index.
+    """
+
+    run: Run
+    adversarial: Tensor | None = field(default=None, repr=False)
+    file: Path | None = None
+    settled: str = ""
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """One row a sample, with the columns of the run file."""
+        frame: pd.DataFrame = self.run.table.to_pandas()
+        return frame
+
+    def column(self, name: str) -> Tensor:
+        """One column of numbers or truths as a tensor."""
+        return torch.tensor(self.run.table[name].to_pylist())
+
+    @property
+    def n(self) -> int:
+        """How many samples were judged."""
+        return int(self.run.table.num_rows)
+
+    @property
+    def success(self) -> Tensor:
+        """Which samples the attack brought to its goal, proved: (N,) bool."""
+        return self.column("success")
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of samples that the model gets right."""
+        return float(self.column("correct").double().mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of samples that the model gets right and the attack could not move."""
+        return float((self.column("correct") & ~self.success).double().mean())
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of images, in all."""
+        return int(self.column("forwards").sum())
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes of images, in all."""
+        return int(self.column("backwards").sum())
+
+    @property
+    def verdict(self) -> str:
+        """What the probes of the model say of the number."""
+        return self.run.specification.verdict
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know."""
+        return self.run.specification.warnings
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as plain JSON."""
+        from .records.summary import summarize
+
+        row = summarize(self.run)
+        keep = ("run_id", "status", "model", "defense", "dataset", "attack", "norm", "eps", "target", "n")
+        return {
+            **{name: row[name] for name in keep},
+            "run_file": None if self.file is None else str(self.file),
+            "clean_accuracy": row["clean_accuracy"],
+            "robust_accuracy": row["robust_accuracy"],
+            "robust_low": row["robust_low"],
+            "robust_high": row["robust_high"],
+            "forwards": row["forwards"],
+            "backwards": row["backwards"],
+            "seconds": row["seconds"],
+            "verdict": self.verdict,
+            "warnings": list(self.warnings),
+        }
+
+
+def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str, Tensor]:
+    """The columns of finished samples as tensors on the CPU; x: their clean images."""
+    columns = {
+        name: getattr(entry, name)
+        for name in (
+            "index content y eps prediction margin forwards backwards attacked success success_step success_attempt "
+            "adversarial_prediction adversarial_margin target"
+        ).split()
+    }
+    columns |= {f"distance_{norm}": d for norm, d in distances(x, entry.adversarial).items()}
+    hashes = content_hashes(entry.adversarial)
+    columns["adversarial_content"] = torch.tensor(
+        [list(bytes.fromhex(h)) for h in hashes], dtype=torch.uint8
+    ).reshape(-1, 32)
+    columns["attempts"] = torch.full_like(entry.y, max(1, entry.targets.shape[1]))
+    if keep_images:
+        columns["adversarial"] = entry.adversarial
+    return {name: column.detach().cpu().contiguous() for name, column in columns.items()}
+
+
+def make_table(columns: dict[str, Tensor], *, seed: int, targeted: bool, eps: float | None) -> pa.Table:
+    """The rows of a run from finished columns; what does not apply is null. eps: where all rows have one."""
+    import pyarrow as pa
+
+    from .records.schema import SCHEMA
+
+    success, attacked = columns["success"].numpy(), columns["attacked"].numpy()
+
+    def hexes(name: str) -> list[str]:
+        return [bytes(row).hex() for row in columns[name].numpy()]
+
+    def given(values: Any, valid: Any, kind: pa.DataType) -> pa.Array:
+        return pa.array(values, mask=~valid).cast(kind)
+
+    numbers = {name: column.numpy() for name, column in columns.items() if column.ndim == 1}
+    arrays: dict[str, Any] = {
+        "index": numbers["index"],
+        "content_hash": hexes("content"),
+        "label": numbers["y"],
+        "target": given(numbers["target"], attacked & targeted, pa.int64()),
+        "correct": numbers["prediction"] == numbers["y"],
+        "attacked": attacked,
+        "success": success,
+        "prediction": numbers["prediction"],
+        "adversarial_prediction": numbers["adversarial_prediction"],
+        "margin": numbers["margin"],
+        "adversarial_margin": numbers["adversarial_margin"],
+        **{f"distance_{n}": given(numbers[f"distance_{n}"], attacked, pa.float64()) for n in ("linf", "l2", "l1")},
+        "distance_l0": given(numbers["distance_l0"], attacked, pa.int64()),
+        "eps": numbers["eps"].astype("float64") if eps is None else numbers["margin"] * 0 + eps,
+        "forwards": numbers["forwards"],
+        "backwards": numbers["backwards"],
+        "step": given(numbers["success_step"], success, pa.int64()),
+        "restart": given(numbers["success_attempt"] // numbers["attempts"], success, pa.int64()),
+        "seed": numbers["y"] * 0 + seed,
+        "verified": attacked,
+        "adversarial_hash": [h if a else None for h, a in zip(hexes("adversarial_content"), attacked, strict=True)],
+    }
+    return pa.table(arrays).cast(SCHEMA)

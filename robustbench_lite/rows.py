@@ -1,0 +1,79 @@
+"""Dataclasses of tensors whose first axis is the sample: taking, joining, replacing and storing their rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+def _map(first: Any, others: Sequence[Any], what: Any) -> Any:
+    """Apply `what(list of tensors)` to each tensor of equally built values."""
+    if isinstance(first, Tensor):
+        return what([first, *others])
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        values = {
+            f.name: _map(getattr(first, f.name), [getattr(o, f.name) for o in others], what)
+            for f in dataclasses.fields(first)
+        }
+        new = object.__new__(type(first))
+        for name, value in values.items():
+            object.__setattr__(new, name, value)
+        return new
+    return first
+
+
+def take(rows: R, index: Tensor) -> R:
+    """The rows at `index` (int64 or boolean), of a tensor or of every tensor inside a dataclass."""
+    return cast(R, _map(rows, [], lambda tensors: tensors[0][index]))
+
+
+def concat(parts: Sequence[R]) -> R:
+    """The rows of all parts, one after another; what is no tensor is taken from the first."""
+    return cast(R, _map(parts[0], parts[1:], torch.cat)) if len(parts) > 1 else parts[0]
+
+
+def put(rows: R, index: Tensor, new: R) -> R:
+    """A copy of `rows` in which the rows at `index` are those of `new`."""
+
+    def replace(tensors: list[Tensor]) -> Tensor:
+        old, fresh = tensors
+        result = old.clone()
+        result[index] = fresh
+        return result
+
+    return cast(R, _map(rows, [new], replace))
+
+
+def to_tensors(rows: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Every tensor inside a dataclass by its dotted name."""
+    if isinstance(rows, Tensor):
+        return {prefix: rows}
+    found: dict[str, Tensor] = {}
+    if dataclasses.is_dataclass(rows) and not isinstance(rows, type):
+        for f in dataclasses.fields(rows):
+            found |= to_tensors(getattr(rows, f.name), f"{prefix}.{f.name}" if prefix else f.name)
+    return found
+
+
+def from_tensors(like: R, tensors: dict[str, Tensor], prefix: str = "") -> R:
+    """The dataclass `like` with its tensors replaced by the named ones; the reverse of `to_tensors`."""
+    if isinstance(like, Tensor):
+        return cast(R, tensors[prefix].to(like.device))
+    if dataclasses.is_dataclass(like) and not isinstance(like, type):
+        new = object.__new__(type(like))
+        for f in dataclasses.fields(like):
+            name = f"{prefix}.{f.name}" if prefix else f.name
+            object.__setattr__(new, f.name, from_tensors(getattr(like, f.name), tensors, name))
+        return cast(R, new)
+    return like
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Per-sample numbers (N,) shaped to broadcast over `like` (N, ...)."""
+    return values.reshape(-1, *([1] * (like.ndim - 1)))

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from robustbench_lite.errors import UserError
+from robustbench_lite.leaderboard import build, select, to_csv, to_json, to_markdown, to_rich
+from robustbench_lite.records import ModelRecord, ThreatRecord, settle
+
+from ..records.run_builder import defense, make_run
+
+HEADINGS = [
+    "model",
+    "defense",
+    "dataset",
+    "attack",
+    "threat",
+    "n",
+    "clean",
+    "robust",
+    "forwards",
+    "backwards",
+    "verdict",
+]
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("board")
+    for run in (
+        make_run(),
+        make_run(defenses=(defense(),), threat=ThreatRecord(norm="linf", eps=0.3), warnings=("odd",)),
+        make_run(threat=ThreatRecord(norm="l2", eps=0.5), target="next", data_seed=3),
+        make_run(status="failed", positions=range(9), model=ModelRecord(name="mlp[red]|", sha256="c", parameters=3)),
+    ):
+        settle(folder, run)
+    return build(folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("where", "count"),
+    [
+        ([], 4),
+        (["eps=8/255"], 2),
+        (["eps == 0.3"], 1),
+        (["eps!=8/255"], 2),
+        (["eps<=8/255"], 2),
+        (["eps>8/255"], 2),
+        (["eps >= 0.3", "norm=linf"], 1),
+        (["defense ~ BIT"], 1),
+        (["defense~bit", "norm = l2"], 0),
+        (["model=small-cnn"], 3),
+        (["target=none"], 3),
+        (["target!=none"], 1),
+        (["target=next"], 1),
+        (["target!=next"], 3),
+        (["target~e"], 1),
+        (["robust_accuracy>=0"], 3),
+        (["robust<=1"], 3),
+        (["robust_accuracy=none"], 1),
+        (["status=failed"], 1),
+        (["started>2025"], 4),
+        (["n<40"], 1),
+    ],
+)
+def test_where(frame: pd.DataFrame, where: list[str], count: int) -> None:
+    assert len(select(frame, where)) == count
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("robust_acuracy>0", "robust_accuracy"),
+        ("nonsense", "COLUMN OP VALUE"),
+        ("eps", "COLUMN OP VALUE"),
+        ("eps=large", "eps must be a number"),
+        ("eps~3", "~ is for text"),
+        ("eps=1/0", "eps must be a number"),
+    ],
+)
+def test_a_condition_that_cannot_be_read(frame: pd.DataFrame, where: str, words: str) -> None:
+    with pytest.raises(UserError, match="--where") as caught:
+        select(frame, [where])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sort_either_way_with_missing_values_last(frame: pd.DataFrame) -> None:
+    up = select(frame, [], "robust_accuracy").robust_accuracy
+    down = select(frame, [], "-robust").robust_accuracy
+    assert up.isna().tolist() == down.isna().tolist() == [False] * 3 + [True]
+    assert up[:3].tolist() == sorted(up[:3])
+    assert down[:3].tolist() == sorted(up[:3], reverse=True)
+    assert select(frame, [], "n").run_id.tolist()[1:] == frame[frame.n == 40].run_id.tolist()
+    with pytest.raises(UserError, match=r"--sort.*forwards"):
+        select(frame, [], "forward")
+
+
+def test_select_leaves_the_frame_as_it_was(frame: pd.DataFrame) -> None:
+    before = frame.copy()
+    select(frame, ["eps=0.3"], "-n")
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_json_is_strict_and_numbers_are_numbers(frame: pd.DataFrame) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    rows = json.loads(to_json(frame), parse_constant=refuse)
+    assert [row["run_id"] for row in rows] == frame.run_id.tolist()
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert failed["robust_accuracy"] is None
+    assert failed["target"] is None
+    whole = next(row for row in rows if row["eps"] == 0.3)
+    assert whole["robust_accuracy"] == frame[frame.eps == 0.3].robust_accuracy.item()
+    assert isinstance(whole["forwards"], int)
+    assert json.loads(to_json(select(frame, ["n=0"]))) == []
+
+
+def test_csv_keeps_every_digit(frame: pd.DataFrame) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(frame))))
+    assert list(rows[0]) == frame.columns.tolist()
+    for row, eps, robust in zip(rows, frame.eps, frame.robust_accuracy, strict=True):
+        assert float(row["eps"]) == eps
+        assert row["robust_accuracy"] == "" if pd.isna(robust) else float(row["robust_accuracy"]) == robust
+
+
+def test_markdown_shows_shares_in_percent_with_intervals(frame: pd.DataFrame) -> None:
+    row = frame[frame.eps == 0.3].iloc[0]
+    lines = to_markdown(select(frame, ["eps=0.3"])).splitlines()
+    assert [name.strip() for name in lines[0].split("|")[1:-1]] == HEADINGS
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert cells[:6] == ["small-cnn", "bit-depth", "digits", "pgd", "linf 0.3", "40"]
+    low, high = 100 * row.robust_low, 100 * row.robust_high
+    assert cells[7] == f"{100 * row.robust_accuracy:.1f} [{low:.1f}, {high:.1f}]"
+    assert float(cells[8]) == pytest.approx(row.forwards / row.n, abs=0.05)
+    assert cells[10] == "ok, 1 warning"
+    assert "mean per sample" in lines[-1]
+
+
+def test_markdown_of_a_failed_run_claims_nothing(frame: pd.DataFrame) -> None:
+    line = to_markdown(select(frame, ["status=failed"])).splitlines()[2]
+    assert line.startswith("| mlp[red]\\| | none | digits | pgd | linf 8/255 | 9 | - | - |")
+    assert line.endswith("| failed |")
+
+
+def test_targets_are_told_apart(frame: pd.DataFrame) -> None:
+    assert "| pgd target=next |" in to_markdown(frame)
+
+
+@pytest.mark.parametrize("width", [100, 200])
+def test_rich_table_is_whole_in_100_columns(frame: pd.DataFrame, width: int) -> None:
+    long = frame.assign(model="timm:vit_small_patch16_224", defense="adversarial-training + bit-depth", n=10_000)
+    for rows in (frame, long):
+        console = Console(width=width, file=io.StringIO(), color_system=None)
+        console.print(to_rich(rows))
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue()
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown
+        for row in rows[rows.status == "complete"].to_dict("records"):
+            assert f"[{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]" in shown
+        assert all(heading in shown for heading in HEADINGS)
+
+
+def test_an_empty_table_is_a_table(frame: pd.DataFrame) -> None:
+    nothing = select(frame, ["n=0"])
+    assert to_rich(nothing).row_count == 0
+    assert len(to_markdown(nothing).splitlines()) == 4
+    assert to_csv(nothing).strip() == ",".join(frame.columns)

@@ -33,4 +33,5 @@ class BitDepth(InferenceDefense):
     def transform(self, x: Tensor) -> Tensor:
         """Pixels at the nearest of 2**bits even levels of [0, 1]."""
         levels = 2**self.bits - 1
-        return (x * levels).round() / levels
+        rounded: Tensor = (x * levels).round()
+        return rounded / levels

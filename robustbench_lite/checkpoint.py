@@ -60,7 +60,7 @@ class Checkpoint:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another process is at this run ({self.folder.name}); wait for it, or stop it and say the command again"
+                    f"another process is at this run ({self.folder.name}); wait for it, or stop it"
                 ) from None
             yield
 

@@ -164,5 +164,3 @@ def verdict(findings: list[Finding]) -> str:
     """One line: `no fault found`, or `unreliable:` and why."""
     fatal = [f.text.split(":")[0].split(";")[0] for f in findings if f.fatal]
     return f"unreliable: {'; '.join(fatal)}" if fatal else "no fault found"
-
-

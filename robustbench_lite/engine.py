@@ -329,13 +329,9 @@ class Engine:
         """Everything needed to go on, as tensors; clean images are left out, the source has them."""
         stored = {"cursor": torch.tensor([self.cursor])}
         if self.waiting is not None and len(self.waiting.y):
-            stored |= {
-                f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k != "adversarial"
-            }
+            stored |= {f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k != "adversarial"}
         if self.active is not None:
-            stored |= {
-                f"active.{k}": v for k, v in to_tensors(self.active).items() if not k.startswith("batch.ball.")
-            }
+            stored |= {f"active.{k}": v for k, v in to_tensors(self.active).items() if not k.startswith("batch.ball.")}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
 
     def restore(self, stored: dict[str, Tensor]) -> None:
@@ -354,9 +350,7 @@ class Engine:
     def _stored_entry(self, stored: dict[str, Tensor], prefix: str) -> Entry | None:
         if f"{prefix}index" not in stored:
             return None
-        fields = {
-            k.removeprefix(prefix): v.to(self.network.device) for k, v in stored.items() if k.startswith(prefix)
-        }
+        fields = {k.removeprefix(prefix): v.to(self.network.device) for k, v in stored.items() if k.startswith(prefix)}
         if "adversarial" not in fields:
             fields["adversarial"] = self.source.images(fields["index"].cpu()).to(self.network.device)
         return Entry(**fields)

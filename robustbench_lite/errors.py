@@ -1,10 +1,10 @@
 """The exception tree: what went wrong, and whose it is to mend.
 
-    RblError
-    |-- UserError        the caller can mend it: one line, exit status 2
-    |   |-- PluginError  somebody else's code raised: its traceback, then one line, exit status 2
-    |   `-- AccessError  an attack asked its query for more than it declared
-    `-- RecordError      a file on disk is not what it should be: named and left alone, exit status 2
+RblError
+|-- UserError        the caller can mend it: one line, exit status 2
+|   |-- PluginError  somebody else's code raised: its traceback, then one line, exit status 2
+|   `-- AccessError  an attack asked its query for more than it declared
+`-- RecordError      a file on disk is not what it should be: named and left alone, exit status 2
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def _coerce(argument: str, value: Any, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         kinds = typing.get_args(kind)
-        if value is None or (isinstance(value, str) and value.lower() == "none"):
-            if type(None) in kinds:
-                return None
+        nothing = value is None or (isinstance(value, str) and value.lower() == "none")
+        if nothing and type(None) in kinds:
+            return None
         kinds = tuple(k for k in kinds if k is not type(None))
         return _coerce(argument, value, kinds[0]) if len(kinds) == 1 else value
     if origin is typing.Literal:

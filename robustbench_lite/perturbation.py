@@ -30,7 +30,7 @@ def make_attack(spec: str | Attack, options: Mapping[str, Any] | None, threat: T
     else:
         cls = load("attacks", spec, argument="attack")
         if not (isinstance(cls, type) and issubclass(cls, Attack)):
-            raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see `rbl attacks new --help`")
+            raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see rbl attacks new")
         attack = configure(cls, options, argument="attack option")
     if threat.norm not in attack.norms:
         raise unknown_name(f"norm of attack {attack.name}", threat.norm, attack.norms)
@@ -84,4 +84,3 @@ def perturb(
             query = ask()
             state = made.step(query, batch, state)
         return batch.ball.project(state.candidate.detach())
-

@@ -81,9 +81,7 @@ class Query:
         """Predicted classes (M,) int64 of images (M, C, H, W); every attack may ask."""
         return self._forward(x, rows).argmax(1)
 
-    def gradient(
-        self, x: Tensor, loss: Callable[..., Tensor], *extra: Tensor, rows: Tensor | None = None
-    ) -> Gradient:
+    def gradient(self, x: Tensor, loss: Callable[..., Tensor], *extra: Tensor, rows: Tensor | None = None) -> Gradient:
         """Gradient in x of `loss(logits, y, targets, *extra)` -> (M,), and the logits; needs gradient access.
 
         The gradient is the caller's own to overwrite.
@@ -91,7 +89,9 @@ class Query:
         self._need("gradient")
         y, targets = self._goal(rows)
 
-        def ask(part: Tensor, noise: Noise, low: bool, y: Tensor, targets: Tensor | None, *more: Tensor) -> list[Tensor]:
+        def ask(
+            part: Tensor, noise: Noise, low: bool, y: Tensor, targets: Tensor | None, *more: Tensor
+        ) -> list[Tensor]:
             return list(self._network.gradient(part, noise, loss, y, targets, *more, low=low))
 
         gradient, logits = self._ask(ask, x, rows, y, targets, *extra)
@@ -153,7 +153,9 @@ class Query:
         ordered = rows[order]
         first = torch.searchsorted(ordered, ordered)
         draws = torch.empty_like(rows)
-        draws[order] = self.forwards[ordered] + (torch.arange(len(rows), device=rows.device) - first) * self._network.eot
+        draws[order] = (
+            self.forwards[ordered] + (torch.arange(len(rows), device=rows.device) - first) * self._network.eot
+        )
         return draws
 
     def _count(self, counter: Tensor, rows: Tensor | None) -> None:

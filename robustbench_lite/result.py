@@ -109,15 +109,16 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
     columns = {
         name: getattr(entry, name)
         for name in (
-            "index content y eps prediction margin forwards backwards attacked success success_step success_attempt "
-            "adversarial_prediction adversarial_margin target"
-        ).split()
+            *("index", "content", "y", "eps", "prediction", "margin", "forwards", "backwards", "target"),
+            *("attacked", "success", "success_step", "success_attempt"),
+            *("adversarial_prediction", "adversarial_margin"),
+        )
     }
     columns |= {f"distance_{norm}": d for norm, d in distances(x, entry.adversarial).items()}
     hashes = content_hashes(entry.adversarial)
-    columns["adversarial_content"] = torch.tensor(
-        [list(bytes.fromhex(h)) for h in hashes], dtype=torch.uint8
-    ).reshape(-1, 32)
+    columns["adversarial_content"] = torch.tensor([list(bytes.fromhex(h)) for h in hashes], dtype=torch.uint8).reshape(
+        -1, 32
+    )
     columns["attempts"] = torch.full_like(entry.y, max(1, entry.targets.shape[1]))
     if keep_images:
         columns["adversarial"] = entry.adversarial

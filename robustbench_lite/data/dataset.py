@@ -96,17 +96,16 @@ class StreamDataset(Dataset):
             generator=torch.Generator(),
         )
         arrays = iter(loader)
-        for part in parts:
-            try:
-                array = next(arrays)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                first = str(error).splitlines()[0]
-                raise UserError(f"--workers: one that decodes images was killed ({first}); ask for fewer") from error
-            if isinstance(array, UserError):
-                raise array
-            yield part, array
+        try:
+            for part in parts:
+                array = _next(arrays)
+                if isinstance(array, UserError):
+                    raise UserError(str(array))
+                yield part, array
+        finally:
+            # Workers stop when the last reference goes. An error's traceback would keep one, and where a
+            # collection of cycles has to find it the queues are closed first and the workers wait for ever.
+            del arrays
 
     def in_memory(self) -> ArrayDataset:
         """The same data set, all of it decoded now."""
@@ -136,6 +135,16 @@ class _Decoder(torch.utils.data.Dataset[Tensor]):
             return self.stack(index)
         except UserError as error:
             return UserError(str(error))
+
+
+def _next(arrays: Iterator[Any]) -> Any:
+    try:
+        return next(arrays)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise UserError(f"--workers: one that decodes images was killed ({first}); ask for fewer") from error
 
 
 def _unchanged(batch: Any) -> Any:

@@ -38,7 +38,7 @@ def fixed_set(
     folder = getattr(cls, "base_folder", class_name)
     root = _root(data_dir, folder)
     with warnings.catch_warnings():
-        # CIFAR's pickles are of 2009, and numpy complains of how they spell a dtype.
+        # CIFAR's pickles are of 2009, and some releases of numpy 2.4 complain of how they spell a dtype.
         warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
         read = _fetch(name, cls, root=root, train=split == "train", download=download, folder=folder)
     images = np.asarray(read.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ..records.specification import eps_text
@@ -47,11 +48,11 @@ def _mean(total: int, n: int) -> str:
     return f"{total / n:.1f}" if n else "-"
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any], *, between: str) -> str:
     words = [row["verdict"]] if row["status"] == "complete" else [row["status"]]
     if row["warnings"]:
         words.append(f"{row['warnings']} warning{'s' if row['warnings'] > 1 else ''}")
-    return ", ".join(word for word in words if word) or "-"
+    return f",{between}".join(word for word in words if word) or "-"
 
 
 def _cells(row: dict[str, Any], *, between: str) -> list[str]:
@@ -66,31 +67,44 @@ def _cells(row: dict[str, Any], *, between: str) -> list[str]:
         between.join(filter(None, _accuracy(row, "robust"))),
         _mean(row["forwards"], row["n"]),
         _mean(row["backwards"], row["n"]),
-        _verdict(row),
+        _verdict(row, between=between),
     ]
 
 
+# What stands in one cell of the terminal's table, one under the other, and how wide it may get: 100 in all.
+_STACKS = (
+    (("model",), 13),
+    (("defense",), 13),
+    (("dataset", "n"), 9),
+    (("attack", "threat"), 13),
+    (("clean",), 13),
+    (("robust",), 13),
+    (("forwards", "backwards"), 9),
+    (("verdict",), 10),
+)
+
+
 def to_rich(frame: pd.DataFrame) -> Table:
-    """A table for the terminal, whole in 100 columns: intervals stand under their accuracy, long names wrap."""
+    """A table for the terminal, whole in 100 columns: cells share a column where they fit, long names wrap."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=CAPTION, show_edge=False)
-    for name, justify in _COLUMNS:
-        numeric = justify == "right"
-        # A heading is never broken; together they are narrower than 100 columns.
-        table.add_column(
-            name,
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=numeric,
-            min_width=len(name),
-        )
+    justify = dict(_COLUMNS)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, caption=CAPTION, show_edge=False)
+    for names, _ in _STACKS:
+        numeric = justify[names[0]] == "right"
+        table.add_column("\n".join(names), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in _records(frame):
+        cells = dict(zip(justify, _cells(row, between="\n"), strict=True))
         # Text and not str: names of models may look like markup.
-        table.add_row(*(Text(cell) for cell in _cells(row, between="\n")))
+        table.add_row(*(Text(_stack([cells[name] for name in names], width)) for names, width in _STACKS))
     return table
+
+
+def _stack(cells: list[str], width: int) -> str:
+    lines = [line for cell in cells for line in cell.splitlines()]
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

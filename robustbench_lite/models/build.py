@@ -119,8 +119,11 @@ def build_source(
                 f"--weights pretrained: {shown(source.spec)} is a factory, not a library's network; "
                 "let it return its weights, or give a file with --weights FILE"
             )
+        # Outside: a module draws when it is imported first, and not again.
         with seeded(seed):
-            return call_factory(source.entry.load(), shown(source.spec), n_classes=n_classes, shape=shape)
+            factory = source.entry.load()
+        with seeded(seed):
+            return call_factory(factory, shown(source.spec), n_classes=n_classes, shape=shape)
     options: dict[str, Any] = {"n_classes": n_classes, "shape": shape}
     if not pretrained:
         with seeded(seed):

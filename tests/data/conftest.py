@@ -9,7 +9,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -59,14 +59,14 @@ def idx_folder(tmp_path: Path) -> Callable[[str], Path]:
 
 
 class OldArray:
-    """Pickles as numpy 1 on Python 2 did: the dtype's flags as 0 and 1, which today's numpy complains of."""
+    """Pickles as numpy 1 on Python 2 did: the dtype's flags as 0 and 1, which some releases complain of."""
 
     def __init__(self, array: Pixels) -> None:
         self.array = array
 
     def __reduce__(self) -> Any:
-        rebuild, arguments, state = self.array.__reduce__()  # type: ignore[misc]
-        return rebuild, arguments, (*state[:2], OldDtype(), *state[3:])  # type: ignore[has-type]
+        rebuild, arguments, state = cast(Any, self.array.__reduce__())
+        return rebuild, arguments, (*state[:2], OldDtype(), *state[3:])
 
 
 class OldDtype:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import pickle
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +73,13 @@ def test_blocks_equal_random_access_streamed(streamed: StreamDataset, size: int,
 @pytest.mark.parametrize("workers", [0, 1])
 def test_global_random_state_is_left_alone(streamed: StreamDataset, workers: int) -> None:
     load_dataset("digits")  # rich, which scikit-learn imports, draws from `random` on its first import
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     list(dataclasses.replace(streamed, workers=workers).blocks(torch.arange(9), 4))
     balanced_subset(streamed.labels, 4)
     load_dataset("digits")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
-    assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[index,union-attr]
+    assert np.random.get_state()[1].tolist() == before[2]  # type: ignore[index]
 
 
 @forks
@@ -89,6 +92,7 @@ def test_corrupt_image_is_one_line_from_a_worker_too(image_folder: Path, workers
         list(dataset.blocks(torch.arange(9), 2))
     assert "3.png cannot be decoded" in str(error.value)
     assert "\n" not in str(error.value)
+    assert multiprocessing.active_children() == []
 
 
 @forks
@@ -96,7 +100,19 @@ def test_reading_can_stop_before_the_end(streamed: StreamDataset) -> None:
     blocks = dataclasses.replace(streamed, workers=1).blocks(torch.arange(9), 1)
     _, x, _ = next(blocks)
     blocks.close()  # type: ignore[attr-defined]
+    assert multiprocessing.active_children() == []
     assert torch.equal(x, streamed.images(torch.tensor([0])))
+
+
+@forks
+def test_killed_worker_names_workers(streamed: StreamDataset) -> None:
+    blocks = dataclasses.replace(streamed, workers=1).blocks(torch.arange(9).repeat(50), 1)
+    next(blocks)
+    for child in multiprocessing.active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"^--workers: one that decodes images was killed \(.*\); ask for fewer$"):
+        list(blocks)
 
 
 def test_streamed_set_pickles_for_workers_that_are_spawned(streamed: StreamDataset) -> None:

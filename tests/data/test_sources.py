@@ -188,7 +188,7 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path: Path) -> None:
 
 def test_centre_crop_keeps_the_centre(tmp_path: Path, encode: Make) -> None:
     (tmp_path / "a").mkdir()
-    wide = np.zeros((10, 30), dtype=np.uint8)
+    wide: Any = np.zeros((10, 30), dtype=np.uint8)
     wide[:, 10:20] = 255
     (tmp_path / "a" / "0.png").write_bytes(encode(wide))
     assert everything(load_dataset(f"folder:{tmp_path}", image_size=10)).min() == 1
@@ -201,8 +201,8 @@ WNIDS = [f"n{i:08d}" for i in range(1000)]
 
 @pytest.fixture
 def imagenet(tmp_path: Path, pixels: Make, encode: Make) -> Path:
-    data = {i: encode(pixels(300 + 40 * (i == 0), 270, 3, seed=i)) for i in (0, 999)}
-    tiny = encode(pixels(2, 2, 3))
+    data: dict[int, bytes] = {i: encode(pixels(300 + 40 * (i == 0), 270, 3, seed=i)) for i in (0, 999)}
+    tiny: bytes = encode(pixels(2, 2, 3))
     for i, wnid in enumerate(WNIDS):
         (tmp_path / "val" / wnid).mkdir(parents=True)
         (tmp_path / "val" / wnid / f"{i}.JPEG").write_bytes(data.get(i, tiny))
@@ -352,7 +352,7 @@ def test_npz(images: Any, expected: Any, kind: Any, tmp_path: Path) -> None:
 
 def test_npz_classes_and_splits(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    two = {"images": UINT8, "labels": [0, 1, 0, 1]}
+    two: dict[str, Any] = {"images": UINT8, "labels": [0, 1, 0, 1]}
     np.savez_compressed(path, **two, classes=["cat", "dog", "eel"])
     assert load_dataset(f"npz:{path}").classes == ("cat", "dog", "eel")
     np.savez(path, **two, n_classes=4)

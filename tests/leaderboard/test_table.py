@@ -14,19 +14,8 @@ from robustbench_lite.records import ModelRecord, ThreatRecord, settle
 
 from ..records.run_builder import defense, make_run
 
-HEADINGS = [
-    "model",
-    "defense",
-    "dataset",
-    "attack",
-    "threat",
-    "n",
-    "clean",
-    "robust",
-    "forwards",
-    "backwards",
-    "verdict",
-]
+TEXT = ["model", "defense", "dataset", "attack", "threat"]
+HEADINGS = [*TEXT, "n", "clean", "robust", "forwards", "backwards", "verdict"]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +154,10 @@ def test_rich_table_is_whole_in_100_columns(frame: pd.DataFrame, width: int) -> 
         assert "…" not in shown
         for row in rows[rows.status == "complete"].to_dict("records"):
             assert f"[{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]" in shown
-        assert all(heading in shown for heading in HEADINGS)
+        assert [heading for heading in HEADINGS if heading not in shown] == []
+        squeezed = "".join(shown.split())
+        assert rows.verdict[0] in squeezed
+        assert str(rows.n[0]) in squeezed
 
 
 def test_an_empty_table_is_a_table(frame: pd.DataFrame) -> None:

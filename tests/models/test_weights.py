@@ -160,11 +160,11 @@ def test_missing_empty_foreign_and_folder(tmp_path: Path) -> None:
 
 def test_names_and_shapes_that_do_not_fit() -> None:
     for spec, word in [("mlp", "missing 0.weight, 0.bias, 2.weight and"), ("small-cnn", "0.weight is 16x1x4x4")]:
+        module = build_model("small-cnn", n_classes=10, shape=(3, 12, 12))
+        tensors = build_model(spec, n_classes=10, shape=(1, 12, 12)).state_dict()
+        if spec == "mlp":
+            tensors = {f"layer.{name}": tensor for name, tensor in tensors.items()}
         with pytest.raises(UserError) as caught:
-            module = build_model("small-cnn", n_classes=10, shape=(3, 12, 12))
-            tensors = build_model(spec, n_classes=10, shape=(1, 12, 12)).state_dict()
-            if spec == "mlp":
-                tensors = {f"layer.{name}": tensor for name, tensor in tensors.items()}
             load_weights(module, tensors, source="some.pt")
         one_line(caught.value, "some.pt does not fit", word)
 
@@ -210,7 +210,7 @@ def test_hash_changes_with_one_bit_and_with_nothing_else() -> None:
     module = net()
     before = state_sha256(module)
     assert state_sha256(net()) == before
-    assert state_sha256(module.to(memory_format=torch.channels_last)) == before  # type: ignore[call-overload]
+    assert state_sha256(module.to(memory_format=torch.channels_last)) == before
     weight = module.get_parameter("7.bias")
     with torch.no_grad():
         weight.view(torch.int32)[4] ^= 1

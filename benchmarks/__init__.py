@@ -1,0 +1,1 @@
+"""Side by side with the peers from the package index: `python -m benchmarks`."""

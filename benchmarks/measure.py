@@ -1,0 +1,106 @@
+"""Measuring: runs in turn, medians of ratios within a turn, calls counted by hooks, images judged by one judge."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .contestants import Contestant
+from .parts import Part
+
+# How far float32 may carry an image out of its ball: clamping x + delta rounds twice.
+_ROUNDING = 1e-6
+
+
+@dataclass
+class Calls:
+    """Images that went forwards and backwards through a network."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+@contextlib.contextmanager
+def counted(network: nn.Module) -> Iterator[Calls]:
+    """Within: every image that passes through the network is counted, whoever sends it."""
+    calls = Calls()
+
+    def after(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+        del module, args
+        rows = len(logits)
+        calls.forwards += rows
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: back(len(gradient)))
+
+    def back(rows: int) -> None:
+        calls.backwards += rows
+
+    handle = network.register_forward_hook(after)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def robust_accuracy(part: Part, adversarial: Tensor) -> float:
+    """Share of images that are classified right, and whose adversarial image is so too or breaks the threat."""
+    with torch.no_grad():
+        right = torch.cat([part.network(x).argmax(1) for x in part.x.split(part.batch_size)]) == part.y
+        held = torch.cat([part.network(x).argmax(1) for x in adversarial.split(part.batch_size)]) == part.y
+    far = (adversarial - part.x).abs().flatten(1).amax(1) > part.eps + _ROUNDING
+    outside = (adversarial.flatten(1).amin(1) < 0) | (adversarial.flatten(1).amax(1) > 1)
+    return float((right & (held | far | outside)).double().mean())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One contestant's numbers: seconds of each turn, calls of one run, and the judge's word (None for the floor)."""
+
+    name: str
+    kind: str
+    seconds: list[float]
+    calls: Calls
+    robust: float | None
+
+    def ratio(self, other: Measured) -> float:
+        """Time as a share of another's: the median over turns, so that what slows a whole turn cancels."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def measure(part: Part, field: Sequence[Contestant], *, rounds: int, note: Callable[[str], None]) -> list[Measured]:
+    """Everyone once to warm up, be counted and be judged, then `rounds` turns of A B C ... on the clock."""
+    found = []
+    for contestant in field:
+        note(f"{part.name}: {contestant.name}, counted and judged")
+        with counted(part.network) as calls:
+            images = _seeded(contestant)
+        robust = None if images is None else robust_accuracy(part, images)
+        found.append(Measured(contestant.name, contestant.kind, [], calls, robust))
+    for turn in range(rounds):
+        note(f"{part.name}: turn {turn + 1} of {rounds}")
+        for contestant, measured in zip(field, found, strict=True):
+            gc.collect()
+            began = time.perf_counter()
+            _seeded(contestant)
+            measured.seconds.append(time.perf_counter() - began)
+    return found
+
+
+def _seeded(contestant: Contestant) -> Tensor | None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    return contestant.run()
+
+
+def best_peer(found: Sequence[Measured]) -> Measured | None:
+    """The peer with the smallest median time; None where none is installed."""
+    return min((m for m in found if m.kind == "peer"), key=lambda m: statistics.median(m.seconds), default=None)

@@ -1,0 +1,87 @@
+"""What is attacked: networks that somebody else trained, on real images, where the folders that hold them are."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import robustbench_lite as rbl
+from robustbench_lite.data import balanced_subset
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Absent(Exception):
+    """Something that a part needs is not on this machine; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison: a network, images x (N, C, H, W) in [0, 1] with labels y (N,), and what every attack is given."""
+
+    name: str
+    title: str
+    network: nn.Module
+    x: Tensor
+    y: Tensor
+    eps: float
+    step_size: float
+    steps: int
+    batch_size: int
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The images and labels, `batch_size` at a time."""
+        return list(zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True))
+
+
+def folder(variable: str, name: str, *inside: str) -> Path:
+    """The path `inside` of the folder that the variable names, else of ../shared/`name`; Absent where it is not."""
+    path = Path(os.environ.get(variable) or ROOT.parent / "shared" / name).joinpath(*inside)
+    if not path.exists():
+        raise Absent(f"no {'/'.join(inside)} in the folder of {name}: set {variable} to the folder that holds it")
+    return path
+
+
+def robust(images: int, steps: int, batch_size: int) -> Part:
+    """A robust network: most samples are attacked to the last step."""
+    weights = folder("RBL_WEIGHTS", "weights", "mnist-fast-at", "fgsm.pth")
+    data = rbl.load_dataset("mnist", data_dir=folder("RBL_DATA", "data", "MNIST").parent)
+    model = rbl.load_model("small-cnn", n_classes=10, shape=data.shape, weights=str(weights))
+    title = "a robust network: mnist-fast-at (small-cnn), MNIST test images, linf 0.3, steps of 0.01"
+    return _part("robust", title, model.module, data, images, 0.3, 0.01, steps, batch_size)
+
+
+def standard(images: int, steps: int, batch_size: int) -> Part:
+    """A standard network: every sample falls within a few steps."""
+    weights = folder("RBL_WEIGHTS", "weights", "cifar10-resnet20", "resnet20-12fca82f.th")
+    data = rbl.load_dataset(f"parquet:{folder('RBL_DATA', 'data', 'cifar10-jpeg')}")
+    factory = f"{Path(__file__).with_name('resnet20.py')}:make"
+    model = rbl.load_model(factory, n_classes=10, shape=data.shape, weights=str(weights))
+    title = "a standard network: cifar10-resnet20, CIFAR-10 test images (JPEG), linf 8/255, steps of 2/255"
+    return _part("standard", title, model.module, data, images, 8 / 255, 2 / 255, steps, batch_size)
+
+
+PARTS = {"robust": robust, "standard": standard}
+
+
+def _part(
+    name: str,
+    title: str,
+    network: nn.Module,
+    data: rbl.Dataset,
+    images: int,
+    eps: float,
+    step_size: float,
+    steps: int,
+    batch_size: int,
+) -> Part:
+    index = balanced_subset(data.labels, images)
+    # The samples of a class would otherwise stand together in some data sets.
+    index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
+    # Frozen for all: an input gradient must not pay for those of the weights.
+    network.eval().requires_grad_(False)
+    return Part(name, title, network, data.images(index), data.labels[index], eps, step_size, steps, batch_size)

@@ -1,0 +1,259 @@
+"""`rbl evaluate`: one attack on one model, to a line on a leaderboard."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options as o
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..records.run import Run
+    from ..result import Result
+
+EPILOG = """\
+[bold]Examples[/]
+
+rbl evaluate --model resnet18 --attack pgd
+
+rbl evaluate --model small-cnn --weights net.pth --dataset mnist --data-dir data --eps 0.3 --steps 40
+
+rbl evaluate --defense bit-depth --defense-option bits=3 --attack pgd --figure out.png
+
+rbl evaluate --model net.py:make --dataset npz:images.npz --norm l2 --eps 0.5 --target all --json
+"""
+
+
+def evaluate(
+    model: o.Model = "resnet18",
+    weights: o.Weights = None,
+    attack: Annotated[
+        str, typer.Option(help="NAME or FILE.py:NAME; see rbl plugins.", rich_help_panel="Attack")
+    ] = "pgd",
+    norm: Annotated[str, typer.Option(help="linf or l2.", rich_help_panel="Attack")] = "linf",
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255; default 8/255 for linf, 0.5 for l2.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")] = None,
+    step_size: Annotated[
+        str | None, typer.Option(help="Length of a step, in the norm.", rich_help_panel="Attack")
+    ] = None,
+    restarts: Annotated[str | None, typer.Option(help="Restarts of the attack.", rich_help_panel="Attack")] = None,
+    loss: Annotated[str | None, typer.Option(help="ce, margin or dlr.", rich_help_panel="Attack")] = None,
+    attack_option: Annotated[
+        list[str] | None, typer.Option(help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="random, next, least-likely, all, or a class; default untargeted.", rich_help_panel="Attack"),
+    ] = None,
+    defense: o.Defenses = None,
+    defense_option: o.DefenseOptions = None,
+    dataset: o.DatasetName = "digits",
+    samples: Annotated[
+        int | None,
+        typer.Option(help="A fixed, class-balanced part of this many images; default all.", rich_help_panel="Data"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or train.", rich_help_panel="Data")] = "test",
+    data_dir: o.DataDir = None,
+    download: o.Download = False,
+    image_size: o.ImageSize = None,
+    workers: o.Workers = 2,
+    epochs: o.Epochs = None,
+    seed: Annotated[int, typer.Option(help="Of the attack's random numbers.", rich_help_panel="Computing")] = 0,
+    batch_size: o.BatchSize = 256,
+    device: o.Device = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="Of the search: float32, bf16 or f16; proofs are in float32.", rich_help_panel="Computing"),
+    ] = "float32",
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Equal to the last bit at any batch size or shard.", rich_help_panel="Computing"
+        ),
+    ] = False,
+    eot: Annotated[
+        int | None,
+        typer.Option(help="Draws averaged per query of a randomised model; default 8.", rich_help_panel="Computing"),
+    ] = None,
+    votes: Annotated[
+        int | None,
+        typer.Option(help="Draws averaged per verdict of a randomised model; default 16.", rich_help_panel="Computing"),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: this part of the samples only.", rich_help_panel="Computing")
+    ] = None,
+    leaderboard: o.Leaderboard = Path("leaderboards"),
+    resume: Annotated[
+        bool, typer.Option(help="Go on with an unfinished run, or start it anew.", rich_help_panel="Result")
+    ] = True,
+    save_examples: Annotated[
+        Path | None, typer.Option(help="PATH.npz: images, adversarial images, labels.", rich_help_panel="Result")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PATH.png: image, perturbation, adversarial image.", rich_help_panel="Result")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
+    ] = False,
+) -> None:
+    """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
+    from ..options import parse_pairs
+    from ..perturbation import make_attack
+    from ..plan import Plan, make_threat
+    from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model
+    from ..training import Recipe
+    from .terminal import note, training_bar
+
+    _check_paths(save_examples, figure)
+    threat = make_threat(norm, eps)
+    attack_options = _attack_options(
+        parse_pairs("--attack-option", attack_option or []),
+        {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
+    )
+    made_attack = make_attack(attack, attack_options, threat)
+    defenses = make_defenses(defense or [], defense_option or [])
+    part, device = parse_shard(shard), pick_device(device)
+    request = DataRequest(dataset, split, data_dir, download, image_size, workers)
+    data = request.load()
+    from ..data import balanced_subset
+
+    index = balanced_subset(data.labels, len(data) if samples is None else samples)
+    with training_bar(f"training {model}") as training:
+        network = prepare_model(
+            model,
+            request,
+            data,
+            weights=weights,
+            defenses=defenses,
+            recipe=Recipe(epochs=epochs),
+            device=device,
+            progress=training,
+            note=note,
+        )
+    plan = Plan(
+        model=network,
+        data=data,
+        index=index,
+        attack=made_attack,
+        attack_options=attack_options,
+        threat=threat,
+        defenses=defenses,
+        defense_specs=defense or [],
+        target=target,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        deterministic=deterministic,
+        eot=eot,
+        votes=votes,
+        shard=part,
+        keep_images=save_examples is not None or figure is not None,
+    )
+    result = _run(plan, leaderboard, resume=resume, save_examples=save_examples)
+    if figure is not None:
+        from ..figure import figure_of
+
+        figure_of(result, plan, figure)
+    _show(result, leaderboard, as_json=as_json, save_examples=save_examples, figure=figure)
+
+
+def _attack_options(given: dict[str, str], named: dict[str, str | None]) -> dict[str, str]:
+    from ..errors import UserError
+
+    for key, value in named.items():
+        if value is None:
+            continue
+        if key in given:
+            raise UserError(f"--{key.replace('_', '-')}: {key} is given twice, here and by --attack-option")
+        given[key] = value
+    return given
+
+
+def _check_paths(save_examples: Path | None, figure: Path | None) -> None:
+    """What would fail at the end of a long run fails before it."""
+    from ..errors import UserError
+
+    if save_examples is not None:
+        from ..examples import check_examples_path
+
+        check_examples_path(save_examples)
+    if figure is not None and figure.suffix.lower() != ".png":
+        raise UserError(f"--figure must be a path that ends in .png, got {str(figure)!r}")
+    if figure is not None and not figure.expanduser().parent.is_dir():
+        raise UserError(f"--figure: no such folder {str(figure.parent)!r}; make it first")
+
+
+def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | None) -> Result:
+    from ..evaluation import run_plan
+    from ..leaderboard import build
+    from .terminal import attack_bar, gentle_interrupt, note, warn
+
+    def save(result: Result) -> Run:
+        if save_examples is None:
+            return result.run
+        from ..examples import save_examples as save_npz
+
+        examples = save_npz(save_examples, result, plan.data.images(plan.order))
+        return replace(result.run, specification=replace(result.run.specification, examples=examples))
+
+    with gentle_interrupt() as stop, attack_bar(f"{plan.attack.name} on {plan.model.name}") as progress:
+        result = run_plan(
+            plan, leaderboard=leaderboard, resume=resume, progress=progress, stop=stop, note=note, before_write=save
+        )
+    for problem in build(leaderboard)[1]:
+        warn(problem)
+    return result
+
+
+def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Path | None, figure: Path | None) -> None:
+    from rich.console import Console
+
+    from ..records.specification import eps_text
+    from .terminal import print_json, warn
+
+    for text in result.warnings:
+        warn(text)
+    row = result.summary()
+    if as_json:
+        print_json(row)
+        return
+    specification = result.run.specification
+    out = Console(highlight=False, soft_wrap=True)
+    threat = f"{row['norm']} {eps_text(row['eps'])}"
+    aim = "" if row["target"] is None else f", target {row['target']}"
+    clean, robust = 100 * row["clean_accuracy"], 100 * row["robust_accuracy"]
+    out.print(
+        f"[bold]{row['model']}[/] on {row['dataset']}, defense {row['defense']}, "
+        f"attack {row['attack']}{aim}, {threat}, {row['n']} images"
+    )
+    out.print(f"  clean accuracy   {clean:5.1f} %")
+    out.print(
+        f"  robust accuracy  [bold]{robust:5.1f} %[/]  "
+        f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
+    )
+    out.print(
+        f"  verdict          {specification.verdict}", style="red" if specification.verdict.startswith("un") else None
+    )
+    out.print(
+        f"  cost             {row['forwards'] / row['n']:.1f} forward, {row['backwards'] / row['n']:.1f} backward passes "
+        f"an image; {row['seconds']:.1f} s"
+    )
+    again = {"reproduced": " (the same verdicts as the run that was there)"}.get(result.settled, "")
+    if result.settled.startswith("differs"):
+        again = f" ({result.settled} from the run that was there, which is kept)"
+    out.print(f"  run file         {row['run_file']}{again}", markup=False)
+    for name, path in (("examples", save_examples), ("figure", figure)):
+        if path is not None:
+            out.print(f"  {name:<16} {path}", markup=False)
+    out.print(f"  see all          rbl leaderboard show --leaderboard {leaderboard}", markup=False)

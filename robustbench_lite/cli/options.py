@@ -1,0 +1,63 @@
+"""Options that several commands have, with one wording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="resnet18 (torchvision, then timm), torchvision:NAME, timm:NAME, small-cnn, mlp, "
+        "FILE.py:FACTORY or package.module:FACTORY.",
+        rich_help_panel="Model",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="A file (.safetensors, .pt, .pth, .th), or 'pretrained' for the library's own; "
+        "nothing: trained once for the data set and kept in the cache.",
+        rich_help_panel="Model",
+    ),
+]
+Defenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defense", help="NAME or FILE.py:NAME; several stack in the order given.", rich_help_panel="Defense"
+    ),
+]
+DefenseOptions = Annotated[
+    list[str] | None,
+    typer.Option("--defense-option", help="KEY=VALUE or DEFENSE.KEY=VALUE.", rich_help_panel="Defense"),
+]
+DatasetName = Annotated[
+    str,
+    typer.Option(
+        "--dataset",
+        help="digits, mnist, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, parquet:PATH, npz:PATH.",
+        rich_help_panel="Data",
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where data sets are looked for, and downloaded to.", rich_help_panel="Data")
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Download the data set if it is missing.", rich_help_panel="Data")
+]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Side to which images of a folder are brought.", rich_help_panel="Data")
+]
+Workers = Annotated[int, typer.Option(help="Processes that decode streamed images.", rich_help_panel="Data")]
+Epochs = Annotated[
+    int | None, typer.Option(help="Epochs of a training; default by the size of the set.", rich_help_panel="Training")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Computing")]
+BatchSize = Annotated[
+    int, typer.Option(help="Images under way at once; no result depends on it.", rich_help_panel="Computing")
+]
+Leaderboard = Annotated[
+    Path, typer.Option(help="Folder of run files and the table made of them.", rich_help_panel="Result")
+]

@@ -1,0 +1,119 @@
+"""`rbl train`: a network for a data set, with or without a train-time defense, to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+
+EPILOG = """\
+[bold]Examples[/]
+
+rbl train --model small-cnn --dataset mnist --data-dir data --out net.safetensors
+
+rbl train --model small-cnn --defense adversarial-training --defense-option eps=0.1 --out robust.safetensors
+"""
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="PATH.safetensors that receives the network.", rich_help_panel="Result")],
+    model: o.Model = "resnet18",
+    weights: o.Weights = None,
+    defense: o.Defenses = None,
+    defense_option: o.DefenseOptions = None,
+    dataset: o.DatasetName = "digits",
+    data_dir: o.DataDir = None,
+    download: o.Download = False,
+    image_size: o.ImageSize = None,
+    workers: o.Workers = 2,
+    epochs: o.Epochs = None,
+    lr: Annotated[str | None, typer.Option(help="Highest learning rate.", rich_help_panel="Training")] = None,
+    train_batch_size: Annotated[
+        str | None, typer.Option("--batch-size", help="Images a step.", rich_help_panel="Training")
+    ] = None,
+    train_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Any other part of the recipe, KEY=VALUE.", rich_help_panel="Training"),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of initial weights, order and augmentation.", rich_help_panel="Training")
+    ] = 0,
+    device: o.Device = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
+    ] = False,
+) -> None:
+    """Train a network and write it as safetensors, with its recipe and SHA-256."""
+    from ..defense import InferenceDefense
+    from ..errors import UserError
+    from ..models.weights import save_weights
+    from ..options import configure, parse_pairs
+    from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
+    from ..training import Recipe
+    from .terminal import note, print_json, training_bar
+
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out must be a path that ends in .safetensors, got {str(out)!r}")
+    if not out.expanduser().parent.is_dir():
+        raise UserError(f"--out: no such folder {str(out.parent)!r}; make it first")
+    defenses = make_defenses(defense or [], defense_option or [])
+    standing = [d.name for d in defenses if isinstance(d, InferenceDefense)]
+    if standing:
+        raise UserError(f"--defense: {standing[0]} trains nothing; give it to rbl evaluate with --weights {out.name}")
+    given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
+    options = parse_pairs("--train-option", train_option or [])
+    recipe = configure(
+        Recipe, {**options, **{k: v for k, v in given.items() if v is not None}}, argument="--train-option"
+    )
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
+    device = pick_device(device)
+    data = request.load("train")
+    with training_bar(f"training {model}") as progress:
+        network = prepare_model(
+            model,
+            request,
+            data,
+            weights=weights,
+            defenses=defenses,
+            recipe=recipe,
+            device=device,
+            progress=progress,
+            note=note,
+        )
+    save_weights(network.module, out, model=model, recipe=network.recipe or {})
+    accuracy = _accuracy(network.module, request, device)
+    row = {
+        "file": str(out),
+        "sha256": network.sha256,
+        "parameters": network.parameters,
+        "test_accuracy": accuracy,
+    }
+    if as_json:
+        print_json(row)
+    else:
+        typer.echo(f"{out}: {network.name}, {network.parameters:,} parameters, SHA-256 {network.sha256[:16]}...")
+        if accuracy is not None:
+            typer.echo(f"test accuracy {100 * accuracy:.2f} %")
+
+
+def _accuracy(module: object, request: object, device: str) -> float | None:
+    """Accuracy on the test split; None for a data set that has none."""
+    import torch
+
+    from ..errors import UserError
+    from ..prepare import DataRequest
+
+    assert isinstance(request, DataRequest)
+    assert isinstance(module, torch.nn.Module)
+    try:
+        data = request.load("test")
+    except UserError:
+        return None
+    right = 0
+    with torch.no_grad():
+        for _, x, y in data.blocks(torch.arange(len(data)), 256):
+            right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
+    return right / len(data)

@@ -1,0 +1,164 @@
+"""From what a user says to what a run needs: data set, defenses and model by name, trained where they must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, close_names
+from .options import configure, option_types, parse_pairs
+from .registry import find
+
+if TYPE_CHECKING:
+    import torch
+
+    from .data import Dataset
+    from .defense import Defense
+    from .models import LoadedModel
+    from .training import Recipe, TrainingProgress
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Which data set, as `load_dataset` takes it."""
+
+    dataset: str = "digits"
+    split: str = "test"
+    data_dir: Path | None = None
+    download: bool = False
+    image_size: int | None = None
+    workers: int = 2
+
+    def load(self, split: str | None = None) -> Dataset:
+        """The data set, of this split or another."""
+        from .data import load_dataset
+
+        return load_dataset(
+            self.dataset,
+            split=split or self.split,
+            data_dir=self.data_dir,
+            download=self.download,
+            image_size=self.image_size,
+            workers=self.workers,
+        )
+
+
+def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Defense]:
+    """The defenses that `specs` name, in order, with options `KEY=VALUE` or `DEFENSE.KEY=VALUE`.
+
+    A key without a defense goes to the one that has it. Raises UserError for unknown names and options,
+    and for a key that several of them have.
+    """
+    from .defense import InferenceDefense, TrainingDefense
+
+    classes: list[type[Defense]] = []
+    for spec in specs:
+        cls = find("defenses", spec, argument="--defense").load()
+        if not (isinstance(cls, type) and issubclass(cls, (InferenceDefense, TrainingDefense))):
+            raise UserError(
+                f"--defense: {spec} is neither an InferenceDefense nor a TrainingDefense; see rbl defenses new"
+            )
+        classes.append(cls)
+    given: list[dict[str, str]] = [{} for _ in classes]
+    for key, value in parse_pairs("--defense-option", options).items():
+        place, option = _owner(key, specs, classes)
+        given[place][option] = value
+    return [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
+
+
+def _owner(key: str, specs: Sequence[str], classes: Sequence[type[Any]]) -> tuple[int, str]:
+    owner, dot, option = key.rpartition(".")
+    if dot:
+        names = [{spec.replace("-", "_"), cls.name.replace("-", "_")} for spec, cls in zip(specs, classes, strict=True)]
+        places = [i for i, known in enumerate(names) if owner in known]
+        if not places:
+            raise UserError(f"--defense-option: no --defense {owner!r}; {close_names(owner, specs)}")
+        return places[0], option
+    places = [i for i, cls in enumerate(classes) if key in option_types(cls)]
+    if len(places) == 1:
+        return places[0], key
+    if places:
+        both = " and ".join(classes[i].name for i in places)
+        raise UserError(f"--defense-option: {both} both have {key!r}; say which, as DEFENSE.{key}=VALUE")
+    known = [option for cls in classes for option in option_types(cls)]
+    hint = close_names(key, known) if known else "no --defense with options is given"
+    raise UserError(f"--defense-option: unknown option {key!r}; {hint}")
+
+
+def prepare_model(
+    spec: str,
+    request: DataRequest,
+    data: Dataset,
+    *,
+    weights: str | None = None,
+    defenses: Sequence[Defense] = (),
+    recipe: Recipe | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[TrainingProgress], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> LoadedModel:
+    """The network that `spec` names for this data set, with its weights, trained where it has none.
+
+    A train-time defense trains; with weights given, it starts from them. A network that was trained
+    before for the same data set by the same recipe comes from the cache.
+    """
+    from .defense import TrainingDefense
+    from .models import load_model
+    from .training import Recipe, describe, train_model
+
+    fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
+    made_anew = weights is None or bool(fitting)
+    recipe = recipe or Recipe()
+    train_set = None if not made_anew or (_is_factory(spec) and not fitting) else request.load("train")
+
+    def train(module: torch.nn.Module) -> torch.nn.Module:
+        assert train_set is not None
+        if note:
+            with_ = f" with {' + '.join(d.name for d in fitting)}" if fitting else ""
+            note(f"training {spec} on {data.name}{with_}: {len(train_set)} images, once; it is kept in the cache")
+        return train_model(module, train_set, recipe=recipe, defenses=fitting, device=device, progress=progress)
+
+    return load_model(
+        spec,
+        n_classes=len(data.classes),
+        shape=data.shape,
+        weights=weights,
+        train=train if train_set is not None else None,
+        recipe=describe(train_set, recipe, fitting) if train_set is not None else None,
+        retrain=bool(fitting) and (weights is not None or _is_factory(spec)),
+        seed=recipe.seed,
+    )
+
+
+def _is_factory(spec: str) -> bool:
+    from .models.build import find_source
+
+    return find_source(spec).is_factory
+
+
+def pick_device(device: str) -> str:
+    """`auto` made into cuda where there is one, else cpu. UserError for a device that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+        torch.empty(0, dtype=torch.float64, device=kind)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"--device: {device!r} cannot be used here ({str(error).splitlines()[0][:120]}); give cpu or auto"
+        ) from error
+    return str(kind)
+
+
+def parse_shard(text: str | None) -> tuple[int, int] | None:
+    """`I/N` as numbers, 1 <= I <= N."""
+    if text is None:
+        return None
+    first, slash, count = text.partition("/")
+    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
+        raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}; the first of four is 1/4")
+    return int(first), int(count)

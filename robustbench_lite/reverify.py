@@ -1,0 +1,328 @@
+"""An independent pass over the saved images of a run: its own plain torch and numpy, nothing of the engine.
+
+Everything that a row claims of its two images is computed again from the images and the network alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from .cache import sha256_file
+from .defense import InferenceDefense, wrap_all
+from .errors import UserError
+from .examples import Examples, load_examples
+from .models.identity import state_sha256
+from .network import exact_float32, frozen
+from .options import option_types
+from .records.check import check_run
+from .records.run import Run
+from .registry import guard, source_hash
+from .streams import content_hashes
+
+DRAWS = 64  # of a randomised network, at least; four times the votes of the run where that is more
+SLACK = 1e-9  # of a distance, for the rounding of sums
+# Two top logits closer than this, relative to the largest, may change places with the batch size or the device.
+ROUNDING = 1e-5
+
+Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reverification:
+    """What the pass found.
+
+    rows: of the run; checked: rows whose images were there. clean, adversarial, success: checked rows whose
+    clean prediction, adversarial prediction and verdict (goal reached, inside ball and box) came out as
+    recorded. successes: successes that the run claims; confirmed: those of them that came out.
+    near_ties: disagreements of a prediction that rounding explains, no faults. draws: 1, or for a
+    randomised network how many fresh draws the mean logits were taken over; disagreements are then
+    counted and are no faults.
+    """
+
+    rows: int
+    checked: int
+    clean: int
+    adversarial: int
+    success: int
+    successes: int
+    confirmed: int
+    near_ties: int
+    draws: int
+    faults: tuple[str, ...]
+
+    @property
+    def randomized(self) -> bool:
+        """Whether verdicts were compared over fresh randomness, where agreement is reported, not demanded."""
+        return self.draws > 1
+
+
+def reverify(
+    run: Run,
+    examples_path: Path,
+    module: nn.Module,
+    *,
+    defenses: Sequence[InferenceDefense] = (),
+    device: str = "cpu",
+    batch_size: int = 256,
+    draws: int | None = None,
+) -> Reverification:
+    """Check every row of `run` against its saved images and the network, from nothing but these.
+
+    module: the bare network, from pixels (N, C, H, W) in [0, 1] to logits (N, K); `defenses` stand before
+    it in this order. For each row: the SHA-256 of both images, ball and box (float64 distances), both
+    predictions (float32, evaluation mode), the verdict. For the whole: the run's own rules (`check_run`),
+    the SHA-256 of the weights and of the file of examples, the defenses. Faults are one line each.
+    Module and global random state are left as they were found.
+
+    Raises RecordError for a file of examples that cannot be read, UserError where the network cannot take
+    the images, PluginError where it raises.
+    """
+    examples = load_examples(examples_path)
+    faults = [f"the run: {fault}" for fault in check_run(run)]
+    faults += _identity_faults(run, examples, examples_path, module, defenses)
+    rows, positions = _match(run, examples, faults)
+    if not len(positions):
+        return Reverification(run.table.num_rows, 0, 0, 0, 0, _count(run, "success"), 0, 0, 1, tuple(faults))
+    x, adversarial = examples.images[positions], examples.adversarial[positions]
+    faults += _saved_faults(rows, examples, positions)
+    faults += _image_faults(run, rows, x, adversarial)
+    count = _draws(run, draws)
+    network = wrap_all(module, defenses).to(device)
+    clean = _predict(network, x, device=device, batch_size=batch_size, draws=count)
+    moved = _predict(network, adversarial, device=device, batch_size=batch_size, draws=count)
+    return _compare(run, rows, _inside(run, rows, x, adversarial), clean, moved, draws=count, faults=faults)
+
+
+def _draws(run: Run, draws: int | None) -> int:
+    specification = run.specification
+    if specification.votes == 1 and not any(d.randomized for d in specification.defenses):
+        return 1
+    return draws or max(DRAWS, 4 * specification.votes)
+
+
+# -- what is compared --------------------------------------------------------------------------------
+
+
+def _identity_faults(
+    run: Run, examples: Examples, path: Path, module: nn.Module, defenses: Sequence[InferenceDefense]
+) -> Iterator[str]:
+    specification = run.specification
+    found = state_sha256(module)
+    if found != specification.model.sha256:
+        yield f"the weights hash to {found[:12]}, the run's model to {specification.model.sha256[:12]}"
+    if examples.run_id != specification.run_id():
+        yield f"the examples are of run {examples.run_id!r}, not of {specification.run_id()!r}"
+    recorded = specification.examples
+    if recorded is not None and sha256_file(path) != recorded.sha256:
+        yield f"the file {Path(path).name} is not the one the run names (SHA-256)"
+    wanted = [(d.name, d.options, d.source_sha256) for d in specification.defenses if d.kind == "inference"]
+    given = [(d.name, {n: getattr(d, n) for n in option_types(type(d))}, _foreign_hash(d)) for d in defenses]
+    for item, part in enumerate(("defenses", "options of the defenses", "sources of the defenses")):
+        ours, theirs = [entry[item] for entry in given], [entry[item] for entry in wanted]
+        if ours != theirs:
+            yield f"{part}: the run was made with {_list(theirs)}, this pass with {_list(ours)}"
+            return
+
+
+def _foreign_hash(defense: InferenceDefense) -> str | None:
+    kind = type(defense)
+    return None if kind.__module__.startswith("robustbench_lite.") else source_hash(kind)
+
+
+def _list(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values) or "none"
+
+
+def _match(run: Run, examples: Examples, faults: list[str]) -> tuple[dict[str, Any], Ints]:
+    """The rows of the run that the examples hold, as numpy columns, and where in the examples they are."""
+    columns = {name: _numpy(run.table[name]) for name in run.table.column_names}
+    where: dict[int, int] = {}
+    for position, index in enumerate(examples.index.tolist()):
+        where.setdefault(index, position)
+    kept = np.array([index in where for index in columns["index"].tolist()], bool)
+    _add(faults, "its images are not among the examples", columns["index"], ~kept)
+    foreign = ~np.isin(examples.index, columns["index"])
+    _add(faults, "an example that is no row of the run", examples.index, foreign)
+    if len(where) < len(examples.index):
+        faults.append(f"the examples hold an index twice: {len(examples.index)} rows, {len(where)} indices")
+    rows = {name: column[kept] for name, column in columns.items()}
+    shape = tuple(run.specification.dataset.shape)
+    if examples.images.shape[1:] != shape:
+        faults.append(f"the examples are images of {examples.images.shape[1:]}, the run's are of {shape}")
+        return rows, np.empty(0, np.int64)
+    return rows, np.array([where[index] for index in rows["index"].tolist()], np.int64)
+
+
+def _numpy(column: Any) -> npt.NDArray[Any]:
+    """A column with null as None, NaN or -1, by its type."""
+    kind = str(column.type)
+    if column.null_count and kind == "int64":
+        column = column.fill_null(-1)
+    array: npt.NDArray[Any] = column.to_numpy()
+    return array
+
+
+def _saved_faults(rows: dict[str, Any], examples: Examples, positions: Ints) -> Iterator[str]:
+    """What the file of examples says beside the images must be what the run says."""
+    for name, saved in (
+        ("label", examples.labels),
+        ("prediction", examples.prediction),
+        ("adversarial_prediction", examples.adversarial_prediction),
+        ("success", examples.success),
+    ):
+        yield from _fault(f"the examples' {name} is not that of the run", rows["index"], saved[positions] != rows[name])
+
+
+def _image_faults(
+    run: Run, rows: dict[str, Any], x: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float32]
+) -> Iterator[str]:
+    index, attacked = rows["index"], rows["attacked"]
+    yield from _fault("the clean image is not the recorded one (SHA-256)", index, _hashes(x) != rows["content_hash"])
+    other = attacked & (_hashes(adversarial) != rows["adversarial_hash"])
+    yield from _fault("the adversarial image is not the recorded one (SHA-256)", index, other)
+    moved = ~attacked & (x != adversarial).reshape(len(x), -1).any(1)
+    yield from _fault("not attacked, but the image was changed", index, moved)
+    yield from _fault("the clean image leaves the box", index, _outside_box(run, x))
+    yield from _fault("the adversarial image leaves the box", index, _outside_box(run, adversarial))
+    norm = run.specification.threat.norm
+    distances = _distances(x, adversarial)
+    beyond = ~(distances[norm] <= rows["eps"] * (1 + SLACK))
+    worst = float(np.max(distances[norm] - rows["eps"], initial=0.0))
+    yield from _fault(f"the adversarial image is beyond eps in {norm} (by up to {worst:.3g})", index, beyond)
+    for name, found in distances.items():
+        recorded = np.asarray(rows[f"distance_{name}"], float)
+        different = attacked & ~(np.abs(found - recorded) <= 1e-6 * (1 + np.abs(found)))
+        yield from _fault(f"distance_{name} is not that of the images", index, different)
+
+
+def _compare(
+    run: Run,
+    rows: dict[str, Any],
+    inside: Mask,
+    clean: tuple[Ints, Mask],
+    moved: tuple[Ints, Mask],
+    *,
+    draws: int,
+    faults: list[str],
+) -> Reverification:
+    """Predictions and verdicts as computed here against those of the rows; `clean` and `moved`: (prediction, tie)."""
+    (prediction, tie), (adversarial, moved_tie) = clean, moved
+    goal = adversarial != rows["label"] if run.specification.target is None else adversarial == rows["target"]
+    success = (prediction == rows["label"]) & rows["attacked"] & goal & inside
+    agrees = {
+        "clean": prediction == rows["prediction"],
+        "adversarial": adversarial == rows["adversarial_prediction"],
+        "success": success == rows["success"],
+    }
+    # A tie excuses a prediction, never an image outside the ball.
+    excused = {"clean": tie, "adversarial": moved_tie, "success": (tie | moved_tie) & inside}
+    index, claimed = rows["index"], rows["success"]
+    if draws == 1:
+        broken = {name: ~agrees[name] & ~excused[name] for name in agrees}
+        _add(faults, "the clean prediction is not the recorded one", index, broken["clean"])
+        _add(faults, "the adversarial prediction is not the recorded one", index, broken["adversarial"])
+        _add(faults, "a success that is none", index, broken["success"] & claimed)
+        _add(faults, "no success recorded, but the final image is one", index, broken["success"] & ~claimed)
+    else:
+        _add(faults, "a success outside ball or box", index, claimed & ~inside)
+    near = np.zeros(len(index), bool)
+    for name in agrees if draws == 1 else ():
+        near |= ~agrees[name] & excused[name]
+    return Reverification(
+        rows=run.table.num_rows,
+        checked=len(index),
+        clean=int(agrees["clean"].sum()),
+        adversarial=int(agrees["adversarial"].sum()),
+        success=int(agrees["success"].sum()),
+        successes=_count(run, "success"),
+        confirmed=int((claimed & success).sum()),
+        near_ties=int(near.sum()),
+        draws=draws,
+        faults=tuple(faults),
+    )
+
+
+# -- what is computed --------------------------------------------------------------------------------
+
+
+def _predict(
+    network: nn.Module, images: npt.NDArray[np.float32], *, device: str, batch_size: int, draws: int
+) -> tuple[Ints, Mask]:
+    """The class of each image by the mean of `draws` logits, and whether rounding could change it."""
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    predictions, ties = [], []
+    with exact_float32(), frozen(network), torch.no_grad(), torch.random.fork_rng(devices):
+        torch.seed()  # fresh: not the randomness that the run was decided by
+        for first in range(0, len(images), batch_size):
+            x = torch.from_numpy(images[first : first + batch_size]).to(device)
+            total = _logits(network, x)
+            for _ in range(draws - 1):
+                total = total + _logits(network, x)
+            mean = (total / draws).double().cpu()
+            top = mean.topk(2, dim=1).values
+            predictions.append(mean.argmax(1))
+            ties.append(top[:, 0] - top[:, 1] <= ROUNDING * (1 + mean.abs().amax(1)))
+    return torch.cat(predictions).numpy(), torch.cat(ties).numpy()
+
+
+def _logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    try:
+        logits = network(x)
+    except UserError:
+        raise
+    except Exception as error:
+        raise guard(f"the model (given images of shape {tuple(x.shape)})", error) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"--model: expected logits of shape ({len(x)}, K), got {came}; give the run's own network")
+    return logits.float()
+
+
+def _hashes(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    return np.array(content_hashes(torch.from_numpy(images)), object)
+
+
+def _distances(x: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
+    """Distances of each pair of images in every norm, in float64, one image at a time to save memory."""
+    found = np.zeros((4, len(x)))
+    for row, (one, two) in enumerate(zip(x, other, strict=True)):
+        size = np.abs(two.astype(np.float64) - one.astype(np.float64)).ravel()
+        found[:, row] = size.max(initial=0.0), np.sqrt(size @ size), size.sum(), np.count_nonzero(size)
+    return dict(zip(("linf", "l2", "l1", "l0"), found, strict=True))
+
+
+def _outside_box(run: Run, images: npt.NDArray[np.float32]) -> Mask:
+    threat = run.specification.threat
+    outside: Mask = ~((images >= threat.low) & (images <= threat.high)).reshape(len(images), -1).all(1)
+    return outside
+
+
+def _inside(run: Run, rows: dict[str, Any], x: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float32]) -> Mask:
+    near = _distances(x, adversarial)[run.specification.threat.norm] <= rows["eps"] * (1 + SLACK)
+    inside: Mask = near & ~_outside_box(run, adversarial)
+    return inside
+
+
+def _count(run: Run, name: str) -> int:
+    return int(np.count_nonzero(run.table[name].to_numpy()))
+
+
+def _fault(rule: str, index: Ints, broken: Mask) -> Iterator[str]:
+    """One line for a rule that rows break: how many, and the first of them by index."""
+    count = int(np.count_nonzero(broken))
+    if count:
+        first = ", ".join(str(i) for i in index[broken][:3])
+        yield f"{rule}: {count} {'row' if count == 1 else 'rows'}, index {first}{', ...' if count > 3 else ''}"
+
+
+def _add(faults: list[str], rule: str, index: Ints, broken: Mask) -> None:
+    faults.extend(_fault(rule, index, broken))

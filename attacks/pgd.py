@@ -28,9 +28,10 @@ class PGD(Attack):
     """Projected steepest ascent of a loss from a random point of the ball (Madry et al. 2018, arXiv:1706.06083).
 
     steps: gradient steps. step_size: length of a step in the threat's norm, in pixels of [0, 1];
-    default 2.5 eps / steps, the authors' rule. restarts: random starts tried until one succeeds.
-    random_start: start from a uniform point of the ball, else from the image. loss: ce, margin or dlr.
-    momentum: decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
+    default 2.5 eps / steps, the authors' rule, by each sample's own eps where they have one.
+    restarts: random starts tried until one succeeds. random_start: start from a uniform point of the ball,
+    else from the image. loss: ce, margin or dlr. momentum: decay of the accumulated gradient (Dong et al.
+    2018, arXiv:1710.06081), 0 for none.
     Departures: every iterate is judged, not the last alone; `ce` grows as cross entropy does without
     its underflow (see robustbench_lite.losses).
     """
@@ -51,9 +52,9 @@ class PGD(Attack):
         for name in ("steps", "restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.step_size is not None and self.step_size <= 0:
+        if self.step_size is not None and not self.step_size > 0:
             raise UserError(f"step_size must be > 0, got {self.step_size:g}")
-        if self.momentum < 0:
+        if not self.momentum >= 0:
             raise UserError(f"momentum must be >= 0, got {self.momentum:g}")
         if self.restarts > 1 and not self.random_start:
             raise UserError(f"restarts must be 1 without a random start, got {self.restarts}: all would be the same")
@@ -70,7 +71,9 @@ class PGD(Attack):
 
     def resolve(self, threat: Threat) -> Self:
         """With the authors' step size where none is given."""
-        return replace(self, step_size=2.5 * threat.eps / self.steps) if self.step_size is None else self
+        if self.step_size is not None or not threat.eps:
+            return self
+        return replace(self, step_size=2.5 * threat.eps / self.steps)
 
     def start(self, query: Query, batch: Batch) -> PGDState:
         """A random point of the ball, or the image; at rest."""
@@ -86,6 +89,5 @@ class PGD(Attack):
             size = direction.flatten(1).abs().mean(1, dtype=torch.float64).clamp_min(1e-300)
             velocity = velocity * self.momentum + (direction.double() / per_row(size, direction)).float()
             direction = velocity.clone()
-        # A step of a per-sample eps keeps its share of the ball.
-        assert self.step_size is not None
-        return PGDState(batch.ball.ascend(state.candidate, direction, self.step_size), velocity)
+        size = 2.5 * batch.ball.eps / self.steps if self.step_size is None else self.step_size
+        return PGDState(batch.ball.ascend(state.candidate, direction, size), velocity)

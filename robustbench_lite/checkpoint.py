@@ -39,6 +39,7 @@ class Checkpoint:
         self.unsaved: list[dict[str, Tensor]] = []
         self.last = time.monotonic()
         self.cost = 0.0
+        self.ours = False  # whether what lies in the folder is of this run
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -72,9 +73,10 @@ class Checkpoint:
                 return None
             done = [_read(self.folder / f"part-{number:05d}.safetensors")[0] for number in range(int(note["parts"]))]
             engine.restore(tensors)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError):
             return None
         self.parts = int(note["parts"])
+        self.ours = True
         return done, float(note["seconds"])
 
     def add(self, columns: dict[str, Tensor]) -> None:
@@ -88,6 +90,10 @@ class Checkpoint:
     def store(self, engine: Engine, seconds: float) -> None:
         """Everything up to now, on disk."""
         began = time.monotonic()
+        if not self.ours:
+            # A new part beside an old engine would be taken for the part that the old engine counts.
+            self.clear()
+            self.ours = True
         if self.unsaved:
             columns = {name: torch.cat([part[name] for part in self.unsaved]) for name in self.unsaved[0]}
             self._write(f"part-{self.parts:05d}.safetensors", columns, {})
@@ -103,6 +109,7 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Forget the unfinished run."""
+        (self.folder / "engine.safetensors").unlink(missing_ok=True)  # first: parts without an engine count for nothing
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
         self.parts = 0

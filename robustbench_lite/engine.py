@@ -42,7 +42,8 @@ class Entry:
     """What the engine knows of each sample; every field is a tensor with one row a sample.
 
     content: SHA-256 of the image as bytes (N, 32); targets: classes to aim at in turn (N, T);
-    `adversarial` and what follows: the best image so far, and what verification said of it.
+    `adversarial` and what follows: the best image so far, and what verification said of it; missing: by
+    how much it misses the goal, in logits.
     """
 
     index: Tensor
@@ -62,6 +63,12 @@ class Entry:
     adversarial: Tensor
     adversarial_prediction: Tensor
     adversarial_margin: Tensor
+    missing: Tensor
+
+    @property
+    def any_class(self) -> bool:
+        """Whether classes are aimed at in turn; then any wrong one is a success (MultiTargeted, arXiv:1910.09338)."""
+        return self.targets.shape[1] > 1
 
     @property
     def target(self) -> Tensor:
@@ -185,10 +192,11 @@ class Engine:
             success_attempt=zero - 1,
             adversarial=x,
             adversarial_prediction=prediction,
-            adversarial_margin=clean_margin.new_full((len(y),), float("inf")),
+            adversarial_margin=clean_margin,
+            missing=torch.full_like(clean_margin, float("inf")),
         )
         done = take(entry, ~attacked)
-        return replace(done, adversarial_margin=done.margin), take(entry, attacked)
+        return done, take(entry, attacked)
 
     def _start(self, entry: Entry, x: Tensor) -> Active:
         """Samples with clean images x at the beginning of their present attempt."""
@@ -201,7 +209,7 @@ class Engine:
             stream=stream,
         )
         query = self._query(entry, batch)
-        with self._blame():
+        with self._blame(batch):
             state = self.attack.start(query, batch)
         self._check(state, batch)
         entry = self._settle(self._count(entry, query), batch, query)
@@ -215,13 +223,13 @@ class Engine:
         entry, batch, state = self.active.entry, self.active.batch, self.active.state
         if self.attack.length:
             query = self._query(entry, batch)
-            with self._blame():
+            with self._blame(batch):
                 state = self.attack.step(query, batch, state)
             self._check(state, batch)
             batch = replace(batch, step=batch.step + 1)
             entry = self._settle(self._count(entry, query), batch, query)
         over = batch.step >= self.attack.length
-        with self._blame():
+        with self._blame(batch):
             early = self.attack.finished(batch, state)
         if early is not None:
             over = over | early
@@ -268,10 +276,10 @@ class Engine:
         part = take(entry, rows)
         noise = Noise(self._base_stream(part).child("network"), part.forwards)
         logits = self.network.logits(images, noise, draws=self.votes)
-        targets = None if batch.targets is None else batch.targets[rows]
+        targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
         success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)
-        remaining = -margin(logits, part.y, targets).double()
-        better = (success & ~part.success) | ((success == part.success) & (remaining < part.adversarial_margin))
+        missing = -margin(logits, part.y, targets).double()
+        better = (success & ~part.success) | ((success == part.success) & (missing < part.missing))
         first = success & ~part.success
 
         def choose(new: Tensor, old: Tensor, where: Tensor = better) -> Tensor:
@@ -285,7 +293,8 @@ class Engine:
             success_attempt=choose(part.attempt, part.success_attempt, first),
             adversarial=choose(images, part.adversarial),
             adversarial_prediction=choose(logits.argmax(1), part.adversarial_prediction),
-            adversarial_margin=choose(remaining, part.adversarial_margin),
+            adversarial_margin=choose(-margin(logits, part.y).double(), part.adversarial_margin),
+            missing=choose(missing, part.missing),
         )
         return updated if len(rows) == len(entry.y) else put(entry, rows, updated)
 
@@ -306,22 +315,32 @@ class Engine:
             noise=self._base_stream(entry).child("network"),
             forwards=entry.forwards,
             low=low,
+            any_class=entry.any_class,
         )
 
     @staticmethod
     def _count(entry: Entry, query: Query) -> Entry:
         return replace(entry, forwards=query.forwards, backwards=entry.backwards + query.backwards)
 
-    def _blame(self) -> _Blame:
-        return _Blame(f"attack {self.attack.name}")
+    def _blame(self, batch: Batch) -> _Blame:
+        return _Blame(f"attack {self.attack.name}", batch)
 
     def _check(self, state: State, batch: Batch) -> None:
         candidate = getattr(state, "candidate", None)
-        if not isinstance(candidate, Tensor) or candidate.shape != batch.ball.x.shape:
-            came = tuple(candidate.shape) if isinstance(candidate, Tensor) else type(candidate).__name__
+        x = batch.ball.x
+        if not isinstance(candidate, Tensor) or candidate.shape != x.shape or candidate.dtype != x.dtype:
+            came = type(candidate).__name__
+            if isinstance(candidate, Tensor):
+                came = f"{candidate.dtype} {tuple(candidate.shape)}"
             raise UserError(
-                f"attack {self.attack.name}: expected state.candidate of shape {tuple(batch.ball.x.shape)}, got {came}"
+                f"attack {self.attack.name}: expected state.candidate of {x.dtype} {tuple(x.shape)}, got {came}"
             )
+        for name, tensor in to_tensors(state).items():
+            if tensor.shape[:1] != x.shape[:1]:
+                raise UserError(
+                    f"attack {self.attack.name}: expected state.{name} with one row for each of {len(x)} samples, "
+                    f"got {tuple(tensor.shape)}"
+                )
 
     # -- stored and restored ----------------------------------------------------------------------
 
@@ -332,20 +351,21 @@ class Engine:
             stored |= {f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k != "adversarial"}
         if self.active is not None:
             stored |= {f"active.{k}": v for k, v in to_tensors(self.active).items() if not k.startswith("batch.ball.")}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+        # A file of tensors takes no two that share memory, as the fields of a state may.
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
 
     def restore(self, stored: dict[str, Tensor]) -> None:
         """Go on where a snapshot was taken: the steps that follow are the same to the last bit."""
         device = self.network.device
-        self.cursor = int(stored["cursor"][0])
-        self.waiting = self._stored_entry(stored, "waiting.")
+        cursor, active = int(stored["cursor"][0]), None
+        waiting = self._stored_entry(stored, "waiting.")
         entry = self._stored_entry(stored, "active.entry.")
-        if entry is None:
-            return
-        # A start of the same samples gives the shape of the state; its numbers are then the stored ones.
-        like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
-        kept = {k.removeprefix("active."): v for k, v in stored.items() if k.startswith("active.")}
-        self.active = from_tensors(like, kept | to_tensors(like.batch.ball, "batch.ball"))
+        if entry is not None:
+            # A start of the same samples gives the shape of the state; its numbers are then the stored ones.
+            like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
+            kept = {k.removeprefix("active."): v for k, v in stored.items() if k.startswith("active.")}
+            active = from_tensors(like, kept | to_tensors(like.batch.ball, "batch.ball"))
+        self.cursor, self.waiting, self.active = cursor, waiting, active
 
     def _stored_entry(self, stored: dict[str, Tensor], prefix: str) -> Entry | None:
         if f"{prefix}index" not in stored:
@@ -357,10 +377,15 @@ class Engine:
 
 
 class _Blame:
-    """Within: an exception of the attack's own code becomes a PluginError that names it."""
+    """Within: an exception of the attack's own code becomes a PluginError that names it.
 
-    def __init__(self, what: str) -> None:
+    An attack that writes into what it was given (the clean images, from which distances are taken) is told so.
+    """
+
+    def __init__(self, what: str, batch: Batch) -> None:
         self.what = what
+        self.given = to_tensors(batch)
+        self.versions = self._versions()
 
     def __enter__(self) -> None:
         return None
@@ -368,3 +393,8 @@ class _Blame:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, UserError):
             raise guard(self.what, error) from error
+        if error is None and self._versions() != self.versions:
+            raise UserError(f"{self.what}: it changed its batch in place; expected it left as given, so clone it first")
+
+    def _versions(self) -> list[int]:
+        return [tensor._version for tensor in self.given.values()]

@@ -52,15 +52,16 @@ def dlr(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> Tensor:
     """Difference of logits ratio: the margin over z_(1) - z_(3). Croce and Hein 2020 (arXiv:2003.01690), eq. 6, 7.
 
     With targets: (z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2). Departure: the paper needs 3 classes, 4
-    with targets. With 3 classes and targets the denominator is z_(1) - z_(3); with 2 classes the ratio
-    would be constant, so the margin itself is returned.
+    with targets. With 3 classes and targets the denominator is z_(1) - (z_(2) + z_(3)) / 2 (over
+    z_(1) - z_(3) the ratio stands still at -1 while the target is last); with 2 classes any ratio would be
+    constant, so the margin itself is returned.
     """
     classes = logits.shape[1]
     gain = margin(logits, y) if targets is None else _pick(logits, targets) - _pick(logits, y)
     if classes < 3:
         return gain
     top = logits.topk(min(4, classes), dim=1).values
-    below = top[:, 2] if targets is None or classes < 4 else (top[:, 2] + top[:, 3]) / 2
+    below = top[:, 2] if targets is None else top[:, -2:].mean(1)
     return gain / (top[:, 0] - below).clamp_min(1e-12)
 
 

@@ -98,6 +98,8 @@ class Network:
 
     def logits(self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None) -> Tensor:
         """Mean logits (N, K) over `draws` draws (default: eot). Costs `draws` forward passes a row."""
+        if not len(x):
+            return self._of_nothing(x)
 
         def compute(part: Tensor, part_noise: Noise) -> tuple[Tensor, ...]:
             total: Tensor | None = None
@@ -117,6 +119,8 @@ class Network:
 
         `rows` are handed to the loss block by block. Costs eot forward and backward passes a row.
         """
+        if not len(x):
+            return torch.zeros_like(x), self._of_nothing(x)
 
         def compute(part: Tensor, part_noise: Noise, *part_rows: Tensor | None) -> tuple[Tensor, ...]:
             part = part.detach().requires_grad_()
@@ -139,6 +143,9 @@ class Network:
         if not torch.isfinite(gradient.sum()):
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return gradient, logits
+
+    def _of_nothing(self, x: Tensor) -> Tensor:
+        return x.new_empty((0, self.n_classes or 0))
 
     def _forward(self, x: Tensor, noise: Noise, draw: int, low: bool) -> Tensor:
         self.forward_rows += len(x)

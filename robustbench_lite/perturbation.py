@@ -18,9 +18,12 @@ from .streams import Stream
 from .threat import Threat
 
 
-def make_attack(spec: str | Attack, options: Mapping[str, Any] | None, threat: Threat) -> Attack:
+def make_attack(
+    spec: str | Attack, options: Mapping[str, Any] | None, threat: Threat, *, resolve: bool = True
+) -> Attack:
     """The attack that `spec` names with these options, its defaults filled in for the threat.
 
+    resolve=False leaves defaults that depend on eps open, for samples that each have an eps of their own.
     Raises UserError for an unknown name or option, and for a norm that the attack does not have.
     """
     if isinstance(spec, Attack):
@@ -34,7 +37,7 @@ def make_attack(spec: str | Attack, options: Mapping[str, Any] | None, threat: T
         attack = configure(cls, options, argument="attack option")
     if threat.norm not in attack.norms:
         raise unknown_name(f"norm of attack {attack.name}", threat.norm, attack.norms)
-    return attack.resolve(threat)
+    return attack.resolve(threat) if resolve else attack
 
 
 def perturb(

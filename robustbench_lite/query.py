@@ -49,6 +49,7 @@ class Query:
         noise: Stream,
         forwards: Tensor,
         low: Tensor,
+        any_class: bool = False,
         watch: bool = True,
     ) -> None:
         self._network = network
@@ -57,6 +58,7 @@ class Query:
         self._asker = asker
         self._noise = noise
         self._low = low
+        self._any_class = any_class
         self._watching = watch
         self._any_low = bool(low.any())
         self._all_low = self._any_low and bool(low.all())
@@ -167,7 +169,7 @@ class Query:
     def _watch(self, x: Tensor, logits: Tensor, rows: Tensor | None, y: Tensor, targets: Tensor | None) -> None:
         if not self._watching:
             return
-        hits = reached(logits, y, targets)
+        hits = reached(logits, y, None if self._any_class else targets)
         if not hits.any():
             return
         at = hits.nonzero()[:, 0]

@@ -114,6 +114,8 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
             *("adversarial_prediction", "adversarial_margin"),
         )
     }
+    if entry.any_class:
+        columns["target"] = torch.where(entry.success, entry.adversarial_prediction, entry.target)
     columns |= {f"distance_{norm}": d for norm, d in distances(x, entry.adversarial).items()}
     hashes = content_hashes(entry.adversarial)
     columns["adversarial_content"] = torch.tensor([list(bytes.fromhex(h)) for h in hashes], dtype=torch.uint8).reshape(
@@ -127,6 +129,7 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
 
 def make_table(columns: dict[str, Tensor], *, seed: int, targeted: bool, eps: float | None) -> pa.Table:
     """The rows of a run from finished columns; what does not apply is null. eps: where all rows have one."""
+    import numpy as np
     import pyarrow as pa
 
     from .records.schema import SCHEMA
@@ -154,7 +157,7 @@ def make_table(columns: dict[str, Tensor], *, seed: int, targeted: bool, eps: fl
         "adversarial_margin": numbers["adversarial_margin"],
         **{f"distance_{n}": given(numbers[f"distance_{n}"], attacked, pa.float64()) for n in ("linf", "l2", "l1")},
         "distance_l0": given(numbers["distance_l0"], attacked, pa.int64()),
-        "eps": numbers["eps"].astype("float64") if eps is None else numbers["margin"] * 0 + eps,
+        "eps": numbers["eps"].astype("float64") if eps is None else np.full(len(success), eps),
         "forwards": numbers["forwards"],
         "backwards": numbers["backwards"],
         "step": given(numbers["success_step"], success, pa.int64()),

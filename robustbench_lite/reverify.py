@@ -5,6 +5,7 @@ Everything that a row claims of its two images is computed again from the images
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from .options import option_types
 from .records.check import check_run
 from .records.run import Run
 from .registry import guard, source_hash
-from .streams import content_hashes
 
 DRAWS = 64  # of a randomised network, at least; four times the votes of the run where that is more
 SLACK = 1e-9  # of a distance, for the rounding of sums
@@ -88,18 +88,32 @@ def reverify(
     """
     examples = load_examples(examples_path)
     faults = [f"the run: {fault}" for fault in check_run(run)]
-    faults += _identity_faults(run, examples, examples_path, module, defenses)
-    rows, positions = _match(run, examples, faults)
-    if not len(positions):
+    faults += _identity_faults(run, examples, examples_path, module=module, defenses=defenses)
+    pairs, more = _match(run, examples)
+    faults += more
+    if pairs is None:
         return Reverification(run.table.num_rows, 0, 0, 0, 0, _count(run, "success"), 0, 0, 1, tuple(faults))
-    x, adversarial = examples.images[positions], examples.adversarial[positions]
-    faults += _saved_faults(rows, examples, positions)
-    faults += _image_faults(run, rows, x, adversarial)
+    faults += [*_saved_faults(pairs), *_image_faults(run, pairs)]
     count = _draws(run, draws)
     network = wrap_all(module, defenses).to(device)
-    clean = _predict(network, x, device=device, batch_size=batch_size, draws=count)
-    moved = _predict(network, adversarial, device=device, batch_size=batch_size, draws=count)
-    return _compare(run, rows, _inside(run, rows, x, adversarial), clean, moved, draws=count, faults=faults)
+    clean = _predict(network, pairs.x, device=device, batch_size=batch_size, draws=count)
+    moved = _predict(network, pairs.adversarial, device=device, batch_size=batch_size, draws=count)
+    return _compare(run, pairs, clean=clean, moved=moved, draws=count, faults=faults)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The checked rows of a run as numpy columns, what the file of examples says of them, and their images."""
+
+    rows: dict[str, npt.NDArray[Any]]
+    saved: dict[str, npt.NDArray[Any]]
+    x: npt.NDArray[np.float32]
+    adversarial: npt.NDArray[np.float32]
+    distances: dict[str, npt.NDArray[np.float64]]
+
+    @property
+    def index(self) -> Ints:
+        return self.rows["index"]
 
 
 def _draws(run: Run, draws: int | None) -> int:
@@ -113,7 +127,7 @@ def _draws(run: Run, draws: int | None) -> int:
 
 
 def _identity_faults(
-    run: Run, examples: Examples, path: Path, module: nn.Module, defenses: Sequence[InferenceDefense]
+    run: Run, examples: Examples, path: Path, *, module: nn.Module, defenses: Sequence[InferenceDefense]
 ) -> Iterator[str]:
     specification = run.specification
     found = state_sha256(module)
@@ -142,28 +156,38 @@ def _list(values: Sequence[Any]) -> str:
     return ", ".join(str(value) for value in values) or "none"
 
 
-def _match(run: Run, examples: Examples, faults: list[str]) -> tuple[dict[str, Any], Ints]:
-    """The rows of the run that the examples hold, as numpy columns, and where in the examples they are."""
+def _match(run: Run, examples: Examples) -> tuple[_Pairs | None, list[str]]:
+    """The rows of the run that the examples hold, matched by index, and what is wrong with the match."""
     columns = {name: _numpy(run.table[name]) for name in run.table.column_names}
     where: dict[int, int] = {}
     for position, index in enumerate(examples.index.tolist()):
         where.setdefault(index, position)
     kept = np.array([index in where for index in columns["index"].tolist()], bool)
-    _add(faults, "its images are not among the examples", columns["index"], ~kept)
-    foreign = ~np.isin(examples.index, columns["index"])
-    _add(faults, "an example that is no row of the run", examples.index, foreign)
+    faults = [
+        *_fault("not among the examples", columns["index"], ~kept),
+        *_fault("examples that are no row of the run", examples.index, ~np.isin(examples.index, columns["index"])),
+    ]
     if len(where) < len(examples.index):
         faults.append(f"the examples hold an index twice: {len(examples.index)} rows, {len(where)} indices")
-    rows = {name: column[kept] for name, column in columns.items()}
     shape = tuple(run.specification.dataset.shape)
     if examples.images.shape[1:] != shape:
-        faults.append(f"the examples are images of {examples.images.shape[1:]}, the run's are of {shape}")
-        return rows, np.empty(0, np.int64)
-    return rows, np.array([where[index] for index in rows["index"].tolist()], np.int64)
+        return None, [*faults, f"the examples are images of {examples.images.shape[1:]}, the run's are of {shape}"]
+    if not kept.any():
+        return None, faults
+    rows = {name: column[kept] for name, column in columns.items()}
+    at = np.array([where[index] for index in rows["index"].tolist()], np.int64)
+    saved = {
+        "label": examples.labels[at],
+        "prediction": examples.prediction[at],
+        "adversarial_prediction": examples.adversarial_prediction[at],
+        "success": examples.success[at],
+    }
+    x, adversarial = examples.images[at], examples.adversarial[at]
+    return _Pairs(rows, saved, x, adversarial, _distances(x, adversarial)), faults
 
 
 def _numpy(column: Any) -> npt.NDArray[Any]:
-    """A column with null as None, NaN or -1, by its type."""
+    """A column as numpy has it: null is None in text, NaN in float64, -1 in int64."""
     kind = str(column.type)
     if column.null_count and kind == "int64":
         column = column.fill_null(-1)
@@ -171,51 +195,38 @@ def _numpy(column: Any) -> npt.NDArray[Any]:
     return array
 
 
-def _saved_faults(rows: dict[str, Any], examples: Examples, positions: Ints) -> Iterator[str]:
+def _saved_faults(pairs: _Pairs) -> Iterator[str]:
     """What the file of examples says beside the images must be what the run says."""
-    for name, saved in (
-        ("label", examples.labels),
-        ("prediction", examples.prediction),
-        ("adversarial_prediction", examples.adversarial_prediction),
-        ("success", examples.success),
-    ):
-        yield from _fault(f"the examples' {name} is not that of the run", rows["index"], saved[positions] != rows[name])
+    for name, saved in pairs.saved.items():
+        yield from _fault(f"the examples' {name} is not that of the run", pairs.index, saved != pairs.rows[name])
 
 
-def _image_faults(
-    run: Run, rows: dict[str, Any], x: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float32]
-) -> Iterator[str]:
-    index, attacked = rows["index"], rows["attacked"]
-    yield from _fault("the clean image is not the recorded one (SHA-256)", index, _hashes(x) != rows["content_hash"])
-    other = attacked & (_hashes(adversarial) != rows["adversarial_hash"])
-    yield from _fault("the adversarial image is not the recorded one (SHA-256)", index, other)
-    moved = ~attacked & (x != adversarial).reshape(len(x), -1).any(1)
-    yield from _fault("not attacked, but the image was changed", index, moved)
-    yield from _fault("the clean image leaves the box", index, _outside_box(run, x))
-    yield from _fault("the adversarial image leaves the box", index, _outside_box(run, adversarial))
+def _image_faults(run: Run, pairs: _Pairs) -> Iterator[str]:
+    rows, index, attacked = pairs.rows, pairs.index, pairs.rows["attacked"]
+    clean, moved = _hashes(pairs.x) != rows["content_hash"], _hashes(pairs.adversarial) != rows["adversarial_hash"]
+    yield from _fault("the clean image is not the recorded one (SHA-256)", index, clean)
+    yield from _fault("the adversarial image is not the recorded one (SHA-256)", index, attacked & moved)
+    changed = (pairs.x != pairs.adversarial).reshape(len(index), -1).any(1)
+    yield from _fault("not attacked, but the image was changed", index, ~attacked & changed)
+    yield from _fault("the clean image leaves the box", index, _outside_box(run, pairs.x))
+    yield from _fault("the adversarial image leaves the box", index, _outside_box(run, pairs.adversarial))
     norm = run.specification.threat.norm
-    distances = _distances(x, adversarial)
-    beyond = ~(distances[norm] <= rows["eps"] * (1 + SLACK))
-    worst = float(np.max(distances[norm] - rows["eps"], initial=0.0))
-    yield from _fault(f"the adversarial image is beyond eps in {norm} (by up to {worst:.3g})", index, beyond)
-    for name, found in distances.items():
+    excess = pairs.distances[norm] - rows["eps"]
+    yield from _fault(
+        f"the adversarial image is beyond eps in {norm} (by up to {excess.max():.2g})", index, ~_in_ball(run, pairs)
+    )
+    for name, found in pairs.distances.items():
         recorded = np.asarray(rows[f"distance_{name}"], float)
         different = attacked & ~(np.abs(found - recorded) <= 1e-6 * (1 + np.abs(found)))
         yield from _fault(f"distance_{name} is not that of the images", index, different)
 
 
 def _compare(
-    run: Run,
-    rows: dict[str, Any],
-    inside: Mask,
-    clean: tuple[Ints, Mask],
-    moved: tuple[Ints, Mask],
-    *,
-    draws: int,
-    faults: list[str],
+    run: Run, pairs: _Pairs, *, clean: tuple[Ints, Mask], moved: tuple[Ints, Mask], draws: int, faults: list[str]
 ) -> Reverification:
-    """Predictions and verdicts as computed here against those of the rows; `clean` and `moved`: (prediction, tie)."""
+    """Predictions and verdicts as computed here, `clean` and `moved` (prediction, tie), against those of the rows."""
     (prediction, tie), (adversarial, moved_tie) = clean, moved
+    rows, inside = pairs.rows, _in_ball(run, pairs) & ~_outside_box(run, pairs.adversarial)
     goal = adversarial != rows["label"] if run.specification.target is None else adversarial == rows["target"]
     success = (prediction == rows["label"]) & rows["attacked"] & goal & inside
     agrees = {
@@ -225,15 +236,17 @@ def _compare(
     }
     # A tie excuses a prediction, never an image outside the ball.
     excused = {"clean": tie, "adversarial": moved_tie, "success": (tie | moved_tie) & inside}
-    index, claimed = rows["index"], rows["success"]
+    index, claimed = pairs.index, rows["success"]
     if draws == 1:
         broken = {name: ~agrees[name] & ~excused[name] for name in agrees}
-        _add(faults, "the clean prediction is not the recorded one", index, broken["clean"])
-        _add(faults, "the adversarial prediction is not the recorded one", index, broken["adversarial"])
-        _add(faults, "a success that is none", index, broken["success"] & claimed)
-        _add(faults, "no success recorded, but the final image is one", index, broken["success"] & ~claimed)
+        faults += [
+            *_fault("the clean prediction is not the recorded one", index, broken["clean"]),
+            *_fault("the adversarial prediction is not the recorded one", index, broken["adversarial"]),
+            *_fault("a success that is none", index, broken["success"] & claimed),
+            *_fault("no success recorded, but the final image is one", index, broken["success"] & ~claimed),
+        ]
     else:
-        _add(faults, "a success outside ball or box", index, claimed & ~inside)
+        faults += _fault("a success outside ball or box", index, claimed & ~inside)
     near = np.zeros(len(index), bool)
     for name in agrees if draws == 1 else ():
         near |= ~agrees[name] & excused[name]
@@ -288,28 +301,28 @@ def _logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _hashes(images: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-    return np.array(content_hashes(torch.from_numpy(images)), object)
+    return np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images], object)
 
 
 def _distances(x: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float64]]:
-    """Distances of each pair of images in every norm, in float64, one image at a time to save memory."""
+    """Distances of each pair of images in every norm, in float64, one pair at a time to save memory."""
     found = np.zeros((4, len(x)))
-    for row, (one, two) in enumerate(zip(x, other, strict=True)):
-        size = np.abs(two.astype(np.float64) - one.astype(np.float64)).ravel()
-        found[:, row] = size.max(initial=0.0), np.sqrt(size @ size), size.sum(), np.count_nonzero(size)
+    # Numbers that are none are what the rules look for, not a reason to warn.
+    with np.errstate(all="ignore"):
+        for row, (one, two) in enumerate(zip(x, other, strict=True)):
+            size = np.abs(two.astype(np.float64) - one.astype(np.float64)).ravel()
+            found[:, row] = size.max(initial=0.0), np.sqrt(size @ size), size.sum(), np.count_nonzero(size)
     return dict(zip(("linf", "l2", "l1", "l0"), found, strict=True))
 
 
 def _outside_box(run: Run, images: npt.NDArray[np.float32]) -> Mask:
     threat = run.specification.threat
-    outside: Mask = ~((images >= threat.low) & (images <= threat.high)).reshape(len(images), -1).all(1)
-    return outside
+    inside = (images >= threat.low) & (images <= threat.high)
+    return np.asarray(~inside.reshape(len(images), -1).all(1))
 
 
-def _inside(run: Run, rows: dict[str, Any], x: npt.NDArray[np.float32], adversarial: npt.NDArray[np.float32]) -> Mask:
-    near = _distances(x, adversarial)[run.specification.threat.norm] <= rows["eps"] * (1 + SLACK)
-    inside: Mask = near & ~_outside_box(run, adversarial)
-    return inside
+def _in_ball(run: Run, pairs: _Pairs) -> Mask:
+    return np.asarray(pairs.distances[run.specification.threat.norm] <= pairs.rows["eps"] * (1 + SLACK))
 
 
 def _count(run: Run, name: str) -> int:
@@ -322,7 +335,3 @@ def _fault(rule: str, index: Ints, broken: Mask) -> Iterator[str]:
     if count:
         first = ", ".join(str(i) for i in index[broken][:3])
         yield f"{rule}: {count} {'row' if count == 1 else 'rows'}, index {first}{', ...' if count > 3 else ''}"
-
-
-def _add(faults: list[str], rule: str, index: Ints, broken: Mask) -> None:
-    faults.extend(_fault(rule, index, broken))

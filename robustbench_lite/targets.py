@@ -19,9 +19,9 @@ def check_target(target: str | int | None, classes: tuple[str, ...]) -> str | in
     if target is None or target in NAMED:
         return target
     text = str(target)
-    if text in classes and not text.lstrip("-").isdigit():
+    if text in classes and not _is_number(text):
         return classes.index(text)
-    if text.lstrip("-").isdigit():
+    if _is_number(text):
         if 0 <= int(text) < len(classes):
             return int(text)
         raise UserError(f"target must be a class in 0..{len(classes) - 1}, got {text}")
@@ -29,6 +29,10 @@ def check_target(target: str | int | None, classes: tuple[str, ...]) -> str | in
         f"target must be random, next, least-likely, all or a class, got {text!r}; "
         f"{close_names(text, (*NAMED, *classes))}"
     )
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
 
 
 def order_targets(target: str | int | None, logits: Tensor, y: Tensor, stream: Stream) -> Tensor:
@@ -48,7 +52,7 @@ def order_targets(target: str | int | None, logits: Tensor, y: Tensor, stream: S
     elif target == "next":
         chosen = (y + 1) % classes
     elif target == "least-likely":
-        chosen = logits.argmin(1)
+        chosen = logits.scatter(1, y.unsqueeze(1), float("inf")).argmin(1)
     else:
         chosen = torch.full_like(y, int(target))
     return torch.where(chosen == y, -1, chosen).unsqueeze(1)

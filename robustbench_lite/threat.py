@@ -14,7 +14,7 @@ from .options import parse_number
 from .rows import per_row
 from .streams import Stream
 
-# Half an ulp below 1.0: what rounding x + eps to float32 can add for a pixel in [0, 1].
+# Relative to the largest pixel: more than rounding x + eps to float32 can add to a distance in one component.
 _ROUNDING = 2.0**-24
 
 
@@ -41,6 +41,10 @@ class Ball:
     eps: Tensor
     low: float
     high: float
+
+    @property
+    def _rounding(self) -> float:
+        return _ROUNDING * max(abs(self.low), abs(self.high))
 
     def distance(self, candidate: Tensor) -> Tensor:
         """Distance of each candidate from its image in the ball's norm, (N,) float64."""
@@ -89,7 +93,7 @@ class LinfBall(Ball):
 
     def __post_init__(self) -> None:
         # The bounds lie inside by the rounding error, so what is clamped to them is in the ball exactly.
-        reach = per_row((self.eps - _ROUNDING).clamp_min(0), self.x)
+        reach = per_row((self.eps - self._rounding).clamp_min(0), self.x)
         object.__setattr__(self, "lower", (self.x - reach).clamp_min(self.low))
         object.__setattr__(self, "upper", (self.x + reach).clamp_max(self.high))
 
@@ -116,14 +120,16 @@ class L2Ball(Ball):
     def project(self, candidate: Tensor) -> Tensor:
         """Shrink towards x, then clamp to the box, which x is in, so the distance does not grow.
 
-        Not the nearest point of the intersection, but in it.
+        Not the nearest point of the intersection, but in it; what is in it already comes back as it is.
         """
-        delta = candidate - self.x
-        length = delta.flatten(1).double().square().sum(1).sqrt()
-        # A millionth short of eps, which is what rounding the sum may add.
-        factor = (self.eps.double() * (1 - 1e-6) / length.clamp_min(1e-30)).clamp_max(1.0).float()
-        moved = delta.mul_(per_row(factor, delta)).add_(self.x)
-        outside = per_row(length > self.eps.double() * (1 - 1e-6), delta)
+        delta = candidate.double() - self.x.double()
+        length = delta.flatten(1).square().sum(1).sqrt()
+        # Short of eps by what rounding can add: to the factor, and, all components alike, to the sum.
+        slack = self._rounding * self.x[0].numel() ** 0.5 if len(self.x) else 0.0
+        reach = (self.eps.double() * (1 - 1e-6) - slack).clamp_min(0)
+        factor = (reach / length.clamp_min(1e-300)).clamp_max(1.0)
+        moved = delta.mul_(per_row(factor, delta)).add_(self.x).to(candidate.dtype)
+        outside = per_row(length > self.eps.double(), delta)
         return torch.where(outside, moved, candidate).clamp_(self.low, self.high)
 
     def steepest(self, gradient: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""Everything that can be asked for by name, where it came from, and the tables made of that."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import PluginError
+from ..registry import Entry, builtins, installed
+
+KINDS = ("attacks", "defenses", "models", "datasets")
+
+# What the table of a kind shows beside name, summary, origin and source.
+_FACTS = {
+    "attacks": ("access", "norms", "targeted"),
+    "defenses": ("kind", "randomised", "differentiable"),
+    "models": (),
+    "datasets": (),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One name: what is behind it, in words, or why it cannot be loaded (`broken`, else empty)."""
+
+    kind: str
+    name: str
+    origin: str
+    summary: str = ""
+    source: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        record = asdict(self)
+        facts = record.pop("facts")
+        return {**record, **facts, "broken": self.broken or None}
+
+    def cells(self) -> list[str]:
+        """The row of a table with these columns."""
+        if self.broken:
+            return [self.name, f"broken: {self.broken}", *[""] * len(_FACTS[self.kind]), self.origin, ""]
+        facts = [_word(self.facts[name]) for name in _FACTS[self.kind]]
+        return [self.name, self.summary, *facts, self.origin, self.source]
+
+
+def columns(kind: str) -> list[str]:
+    """The heads of a kind's table."""
+    return ["name", "what it does", *_FACTS[kind], "origin", "source"]
+
+
+def list_plugins(kind: str) -> list[Plugin]:
+    """Every name of a kind; one that cannot be loaded is listed with the reason and hides none of the others."""
+    own = builtins(kind)
+    listed = [describe(entry) for _, entry in sorted(own.items())]
+    for name, entry in sorted(installed(kind).items()):
+        if name in own:
+            reason = f"the built-in {name} has the same name and is taken instead"
+            listed.append(Plugin(kind, name, entry.origin, broken=reason))
+        else:
+            listed.append(describe(entry))
+    return listed
+
+
+def describe(entry: Entry) -> Plugin:
+    """What an entry holds, in words; loading it imports it."""
+    try:
+        thing = entry.load()
+        return _described(entry, thing)
+    except (Exception, SystemExit) as error:
+        # A plug-in may raise anything; the list must not end at it.
+        return Plugin(entry.kind, entry.name, entry.origin, broken=_one_line(error))
+
+
+def _described(entry: Entry, thing: Any) -> Plugin:
+    name = getattr(thing, "name", entry.name)
+    shown = entry.name if name == entry.name else f"{entry.name} ({name})"
+    facts = _attack(thing) if entry.kind == "attacks" else _defense(thing) if entry.kind == "defenses" else {}
+    text = {what: " ".join(str(getattr(thing, what, "")).split()) for what in ("summary", "source")}
+    return Plugin(entry.kind, shown, entry.origin, text["summary"].rstrip("."), text["source"], facts)
+
+
+def _attack(thing: Any) -> dict[str, Any]:
+    from ..attack import Attack
+
+    if not (isinstance(thing, type) and issubclass(thing, Attack)):
+        raise TypeError("it is no subclass of robustbench_lite.Attack")
+    return {"access": str(thing.access), "norms": list(thing.norms), "targeted": bool(thing.targeted)}
+
+
+def _defense(thing: Any) -> dict[str, Any]:
+    from ..defense import InferenceDefense, TrainingDefense
+
+    if isinstance(thing, type) and issubclass(thing, InferenceDefense):
+        return {"kind": "inference", "randomised": thing.randomized, "differentiable": thing.differentiable}
+    if isinstance(thing, type) and issubclass(thing, TrainingDefense):
+        return {"kind": "training", "randomised": None, "differentiable": None}
+    raise TypeError("it is no subclass of robustbench_lite.InferenceDefense or robustbench_lite.TrainingDefense")
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) or "".join(traceback.format_exception_only(error))
+    line = text.strip().splitlines()[0]
+    return line if isinstance(error, (PluginError, TypeError, ValueError)) else f"{type(error).__name__}: {line}"
+
+
+def _word(fact: Any) -> str:
+    if isinstance(fact, bool):
+        return "yes" if fact else "no"
+    if isinstance(fact, (list, tuple)):
+        return ", ".join(map(str, fact))
+    return "" if fact is None else str(fact)
+
+
+def markdown_table(kind: str, entries: Sequence[Plugin], *, origin: bool = True) -> str:
+    """The rows of a kind as a Markdown table, ending in a newline."""
+    heads = columns(kind)
+    keep = [i for i, head in enumerate(heads) if origin or head != "origin"]
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells[i].replace("|", "\\|").replace("\n", " ") for i in keep) + " |"
+
+    lines = [row(heads), "|" + " --- |" * len(keep)]
+    for entry in entries:
+        name, *rest = entry.cells()
+        lines.append(row([f"`{name}`", *rest]))
+    return "\n".join(lines) + "\n"
+
+
+def _builtin_table(kind: str) -> str:
+    return markdown_table(kind, [describe(entry) for _, entry in sorted(builtins(kind).items())], origin=False)
+
+
+def attack_table_markdown() -> str:
+    """The built-in attacks as a Markdown table: name, what it does, access, norms, targeted, source."""
+    return _builtin_table("attacks")
+
+
+def defense_table_markdown() -> str:
+    """The built-in defenses as a Markdown table: name, what it does, kind, randomised, differentiable, source."""
+    return _builtin_table("defenses")
+
+
+def readme_tables() -> str:
+    """Both tables under their headings, as the README holds them."""
+    return f"### Attacks\n\n{attack_table_markdown()}\n### Defenses\n\n{defense_table_markdown()}"

@@ -25,6 +25,7 @@ from .errors import RblError, UserError
 from .network import Network, Noise, exact_float32, frozen
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
+from .registry import source_hash
 from .result import Result, finished_columns, make_table
 from .streams import Stream
 from .targets import check_target
@@ -274,6 +275,7 @@ def evaluate(
             preprocessing={},
             weights="given",
             recipe=None,
+            source_sha256=_own_source(model),
         ),
         data=data,
         index=torch.arange(len(data)),
@@ -317,6 +319,12 @@ def _tensor_data(x: Tensor, y: Tensor, classes: int, eps: Tensor | None) -> Data
         return data
     fingerprint = hashlib.sha256(data.fingerprint.encode() + eps.numpy().tobytes()).hexdigest()
     return dataclasses.replace(data, fingerprint=fingerprint)
+
+
+def _own_source(model: nn.Module) -> str | None:
+    """The hash of the file with the caller's own network class; a library's is told by its version."""
+    library = type(model).__module__.partition(".")[0] in ("torch", "torchvision", "timm")
+    return None if library else source_hash(type(model))
 
 
 def _device_of(model: nn.Module) -> str:

@@ -139,11 +139,11 @@ def _title(result: Result) -> str:
     threat = specification.threat
     defense = "" if specification.defense == "none" else f" + {specification.defense}"
     aim = "" if specification.target is None else f" (target {specification.target})"
-    model = f"{specification.model.name}{defense}".replace("$", r"\$")
+    model, data = _plain(f"{specification.model.name}{defense}"), _plain(specification.dataset.name)
     return (
-        f"{model} under {specification.attack.name}{aim}, "
+        f"{model} under {_plain(specification.attack.name + aim)}, "
         f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}\n"
-        f"{specification.dataset.name}, {result.n:,} images: clean {100 * result.clean_accuracy:.1f} %, "
+        f"{data}, {result.n:,} images: clean {100 * result.clean_accuracy:.1f} %, "
         f"robust {100 * result.robust_accuracy:.1f} %"
     )
 
@@ -318,10 +318,15 @@ class _Canvas:
             drawn.set_size(size * min(1.0, limit / width))
 
 
-def _name(classes: Sequence[str], label: int, longest: int = 24) -> str:
-    """A class's name, the first of several, cut where it is long; signs that mean mathematics are plain."""
-    name = classes[label].split(",")[0].replace("$", r"\$")
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+def _name(classes: Sequence[str], label: int, longest: int = 26) -> str:
+    """A class's name, the first of several, cut where it is long."""
+    name = classes[label].split(",")[0]
+    return _plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
+
+
+def _plain(text: str) -> str:
+    """Text in which a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _named(classes: Sequence[str], label: int, confidence: float) -> str:

@@ -193,6 +193,7 @@ def specification_of(
             weights=plan.model.weights,
             preprocessing=plan.model.preprocessing,
             recipe=plan.model.recipe,
+            source_sha256=plan.model.source_sha256,
         ),
         defenses=tuple(_defense_record(d, spec) for d, spec in zip(plan.defenses, _specs(plan), strict=True)),
         dataset=DatasetRecord(

@@ -266,6 +266,14 @@ def test_a_defense_is_handed_the_attack_with_a_seed_of_its_own_each_batch() -> N
     assert len(set(seeds)) == 12
 
 
+def test_a_defense_trains_with_a_real_attack_and_repeats_itself() -> None:
+    hashes = [
+        state_sha256(train_model(net(), bars(), recipe=Recipe(epochs=2, batch_size=16), defenses=[Noisy(eps=eps)]))
+        for eps in (0.1, 0.1, 0.2)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_defenses_fit_in_order_and_may_return_another_network() -> None:
     order: list[str] = []
 

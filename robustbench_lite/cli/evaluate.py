@@ -182,16 +182,14 @@ def _attack_options(given: dict[str, str], named: dict[str, str | None]) -> dict
 
 def _check_paths(save_examples: Path | None, figure: Path | None) -> None:
     """What would fail at the end of a long run fails before it."""
-    from ..errors import UserError
-
     if save_examples is not None:
         from ..examples import check_examples_path
 
         check_examples_path(save_examples)
-    if figure is not None and figure.suffix.lower() != ".png":
-        raise UserError(f"--figure must be a path that ends in .png, got {str(figure)!r}")
-    if figure is not None and not figure.expanduser().parent.is_dir():
-        raise UserError(f"--figure: no such folder {str(figure.parent)!r}; make it first")
+    if figure is not None:
+        from ..figure import check_figure_path
+
+        check_figure_path(figure)
 
 
 def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | None) -> Result:
@@ -246,8 +244,8 @@ def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Pa
         f"  verdict          {specification.verdict}", style="red" if specification.verdict.startswith("un") else None
     )
     out.print(
-        f"  cost             {row['forwards'] / row['n']:.1f} forward, {row['backwards'] / row['n']:.1f} backward passes "
-        f"an image; {row['seconds']:.1f} s"
+        f"  cost             {row['forwards'] / row['n']:.1f} forward and {row['backwards'] / row['n']:.1f} backward "
+        f"passes an image; {row['seconds']:.1f} s"
     )
     again = {"reproduced": " (the same verdicts as the run that was there)"}.get(result.settled, "")
     if result.settled.startswith("differs"):

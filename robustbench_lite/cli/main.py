@@ -23,7 +23,7 @@ app = typer.Typer(
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=train.EPILOG)(train.train)
 app.add_typer(leaderboard.app, name="leaderboard")
-app.command()(verify.verify)
+app.command(epilog=verify.EPILOG)(verify.verify)
 app.command()(plugins.plugins)
 app.add_typer(plugins.attacks_app, name="attacks")
 app.add_typer(plugins.defenses_app, name="defenses")

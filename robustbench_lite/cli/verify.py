@@ -196,4 +196,4 @@ def _show(name: str, examples: Path, found: Reverification) -> None:
     for fault in found.faults:
         out.print(f"  refuted: {fault}", markup=False, style="red")
     if not found.faults:
-        out.print("  all confirmed", style="green")
+        out.print(f"  {'nothing refuted' if found.randomized else 'all confirmed'}", style="green")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ..attack import Attack
 from ..defense import Defense, InferenceDefense, TrainingDefense
+from ..errors import UserError
 from ..options import configure
 from .attack import check_behaviour, check_declared
 from .check import Check, Checks, Failed, check_description, failed, plural
@@ -26,7 +27,7 @@ def check_attack(
     """Whether an attack keeps its contract; what it raises becomes a failed check.
 
     attack: an instance, or a class that is made with `options`. shapes: (C, H, W) of the images used,
-    the first for most checks. Raises UserError for options that the class does not take.
+    the first for most checks. Raises UserError for options that the class refuses.
     """
     checks = Checks(_class_of(attack))
     if not checks.run("description", lambda: _describe(_class_of(attack), Attack, "robustbench_lite.Attack")):
@@ -77,9 +78,20 @@ def _make(thing: T | type[T], options: Mapping[str, Any] | None, checks: Checks)
     made: list[T] = []
 
     def construct() -> str:
-        made.append(configure(thing, options))
+        made.append(configure(thing, options, argument="--option"))
         fields = [f.name for f in dataclasses.fields(thing) if f.init]  # type: ignore[arg-type]
         return f"{plural(len(fields), 'option')}{': ' if fields else ''}{', '.join(fields)}"
 
-    checks.run("options", construct)
+    refused: list[UserError] = []
+
+    def guarded() -> str:
+        try:
+            return construct()
+        except UserError as error:
+            refused.append(error)
+            raise
+
+    checks.run("options", guarded)
+    if refused and options:
+        raise refused[0]  # The caller's options are the caller's to mend, not a fault of the plug-in.
     return made[0] if made else None

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..cache import cache_dir
 from ..errors import RecordError, UserError
+from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
 from .identity import state_sha256
 from .normalize import Normalize
@@ -35,6 +36,7 @@ class LoadedModel:
     preprocessing: what is done inside before the network proper: mean, std, input_size; {} if nothing.
     weights: "pretrained", the name of a file, "trained", or "factory".
     recipe: how it was trained, where that is known.
+    source_sha256: of the file with a user's own factory; None for a network of a library.
     """
 
     module: nn.Module
@@ -44,6 +46,7 @@ class LoadedModel:
     preprocessing: dict[str, Any]
     weights: str
     recipe: dict[str, Any] | None
+    source_sha256: str | None = None
 
 
 def load_model(
@@ -100,6 +103,7 @@ def load_model(
         preprocessing=dict(_preprocessing(module)),
         weights=origin,
         recipe=known,
+        source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
     )
 
 

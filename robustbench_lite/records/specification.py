@@ -21,7 +21,10 @@ STATUSES = ("complete", "shard", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord:
-    """The network: `weights` and `recipe` say where it came from, `sha256` what it is."""
+    """The network: `weights` and `recipe` say where it came from, `sha256` and `source_sha256` what it is.
+
+    `source_sha256` is that of the file with a user's own network or factory.
+    """
 
     name: str
     sha256: str
@@ -29,6 +32,7 @@ class ModelRecord:
     weights: str | None = None
     preprocessing: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
+    source_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,40 @@
+"""Every built-in attack and defense keeps its contract; one that is added is a case by itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from robustbench_lite import registry
+from robustbench_lite.conformance import check_attack, check_defense, failed
+
+
+@pytest.mark.parametrize("name", sorted(registry.builtins("attacks")))
+def test_attack(name: str) -> None:
+    checks = check_attack(registry.load("attacks", name))
+    assert not failed(checks)
+    assert {"ball and box", "rows", "counts", "resume", "success"} <= {check.name for check in checks}
+
+
+@pytest.mark.parametrize("name", sorted(registry.builtins("defenses")))
+def test_defense(name: str) -> None:
+    checks = check_defense(registry.load("defenses", name))
+    assert not failed(checks)
+    assert {"rows", "global random state", "evaluation"} <= {check.name for check in checks}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pgd", {"momentum": 0.9, "steps": 5}),
+        ("pgd", {"random_start": False, "loss": "dlr", "steps": 5}),
+        ("pgd", {"restarts": 3, "loss": "margin", "steps": 3}),
+        ("noise", {"distribution": "gaussian"}),
+    ],
+)
+def test_attack_with_options(name: str, options: dict[str, object]) -> None:
+    assert not failed(check_attack(registry.load("attacks", name), options=options))
+
+
+def test_defense_with_options() -> None:
+    assert not failed(check_defense(registry.load("defenses", "bit-depth"), options={"bits": 8}))
+    assert not failed(check_defense(registry.load("defenses", "random-noise"), options={"sigma": 0.02}))

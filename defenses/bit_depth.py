@@ -33,5 +33,5 @@ class BitDepth(InferenceDefense):
     def transform(self, x: Tensor) -> Tensor:
         """Pixels at the nearest of 2**bits even levels of [0, 1]."""
         levels = 2**self.bits - 1
-        rounded: Tensor = (x * levels).round()
-        return rounded / levels
+        seen: Tensor = (x * levels).round() / levels
+        return seen

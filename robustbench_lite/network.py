@@ -240,4 +240,7 @@ def _input_gradient(value: Tensor, x: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
-    return torch.zeros_like(x) if gradient is None else gradient.detach()
+    if gradient is None:
+        return torch.zeros_like(x)
+    # A model that begins with a mean gives one number for all pixels; its caller may write into each.
+    return gradient.detach().clone() if 0 in gradient.stride() else gradient.detach()

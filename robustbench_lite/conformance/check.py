@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AccessError, PluginError, UserError
+from .samples import random_state_kept
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Checks:
     def run(self, name: str, check: Callable[[], str | None]) -> bool:
         """Carry out `check`, which returns its detail or raises; whether it passed."""
         try:
-            self.done.append(Check(name, True, check() or ""))
+            with random_state_kept():
+                self.done.append(Check(name, True, check() or ""))
         except Failed as error:
             self.done.append(Check(name, False, _line(str(error))))
         except Exception as error:

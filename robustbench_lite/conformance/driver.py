@@ -108,7 +108,9 @@ class Driver:
         """The samples after one more step of each."""
         batch = running.batch
         query = self._query(batch, running.noise, running.forwards)
-        before = take(running.state, torch.arange(len(batch.y))) if self.isolate else running.state
+        before = running.state
+        if self.isolate and all(len(tensor) == len(batch.y) for tensor in to_tensors(before).values()):
+            before = take(before, torch.arange(len(batch.y)))
         with torch.no_grad():
             state = self.attack.step(query, batch, before)
         self._check(state, batch)

@@ -19,7 +19,6 @@ from robustbench_lite.errors import PluginError, UserError
 from robustbench_lite.losses import margin
 from robustbench_lite.network import Network, frozen
 from robustbench_lite.result import finished_columns
-from robustbench_lite.rows import take
 from robustbench_lite.threat import Threat
 
 from .nets import (
@@ -52,7 +51,9 @@ def some_wrong(y: Tensor, classes: int) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", [PGD(steps=20), PGD(steps=20, momentum=0.9, loss="dlr"), FGSM(loss="margin")])
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=20), PGD(steps=20, momentum=0.9, loss="dlr", random_start=False), FGSM(loss="margin")]
+)
 @pytest.mark.parametrize("target", [None, "all"])
 def test_a_plane_is_crossed_exactly_where_eps_exceeds_the_distance(
     norm: str, attack: Attack, target: str | None
@@ -63,7 +64,9 @@ def test_a_plane_is_crossed_exactly_where_eps_exceeds_the_distance(
     distance = plane.distance(x, norm)
     eps = float(distance.median()) * 1.001
     found = run(plane, x, y, attack, Threat(norm, eps), target=target)
-    sure = (distance - eps).abs() > 1e-4 * eps + 1e-6
+    # What a random start in l2 has across the gradient is worn off by the steps, not gone.
+    short = 0.03 if norm == "l2" and getattr(attack, "random_start", False) else 1e-4
+    sure = (distance - eps).abs() > short * eps
     assert int(sure.sum()) > 50
     assert torch.equal(found["success"][sure], (distance < eps)[sure])
     assert 0.3 < float(found["success"].double().mean()) < 0.7
@@ -249,8 +252,8 @@ def test_the_misclassified_are_not_attacked() -> None:
 def test_every_success_holds_in_a_pass_of_our_own(norm: str, target: str | int | None, classes: int) -> None:
     model, x = mlp(classes), images(40)
     y = some_wrong(labels_of(model, x), classes)
-    threat = Threat(norm, 0.2 if norm == "linf" else 0.9)
-    found = run(model, x, y, PGD(steps=6, restarts=2, loss="dlr"), threat, target=target, batch_size=16)
+    threat = Threat(norm, 0.5 if norm == "linf" else 2.5)
+    found = run(model, x, y, PGD(steps=10, restarts=2), threat, target=target, batch_size=16)
     fell = found["success"]
     assert fell.any()
     adversarial = found["adversarial"]
@@ -486,14 +489,19 @@ def test_a_store_that_does_not_fit_leaves_the_engine_at_its_beginning() -> None:
 
 
 def test_the_batch_stays_full() -> None:
-    """No sample waits while an eighth of the places is free."""
+    """While samples wait, at most an eighth of the places is free."""
     model, x = mlp(), images(90)
-    engine = make_engine(model, x, labels_of(model, x), PGD(steps=12), Threat("linf", 0.12), batch_size=16)
-    sizes = []
-    with frozen(model), torch.no_grad():
-        for _ in engine.run():
-            left = len(engine.source) - engine.cursor + (0 if engine.waiting is None else len(engine.waiting.y))
-            if left and engine.active is not None:
-                sizes.append(len(take(engine.active.entry, torch.arange(len(engine.active.entry.y))).y))
-    assert max(sizes) <= 16
-    assert len(sizes) > 5
+    sizes: list[tuple[int, int]] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(PGD):
+        def step(self, query: Any, batch: Any, state: Any) -> Any:
+            waiting = 0 if engine.waiting is None else len(engine.waiting.y)
+            sizes.append((len(batch.y), len(engine.source) - engine.cursor + waiting))
+            return super().step(query, batch, state)
+
+    engine = make_engine(model, x, labels_of(model, x), Watched(steps=12), Threat("linf", 0.12), batch_size=16)
+    finish(engine)
+    full = [size for size, left in sizes if left]
+    assert len(full) > 5
+    assert 15 <= min(full) <= max(full) <= 16

@@ -1,0 +1,74 @@
+"""Make the committed leaderboards from nothing but this repository, and the tables that the README shows of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from robustbench_lite.cli.listing import attack_table_markdown, defense_table_markdown
+from robustbench_lite.cli.main import main as rbl
+from robustbench_lite.errors import RblError
+from robustbench_lite.leaderboard import derive, select, to_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+BOARD = ROOT / "leaderboards"
+README = ROOT / "README.md"
+
+MODELS = ("resnet18", "small-cnn", "mlp")
+ATTACKS = ("noise", "fgsm", "pgd")
+THREATS = (("linf", "8/255"), ("l2", "0.5"))
+DEFENSES = (
+    ("--defense", "adversarial-training"),
+    ("--defense", "bit-depth", "--defense-option", "bits=3"),
+    ("--defense", "random-noise", "--defense-option", "sigma=0.1"),
+)
+
+
+def runs() -> Iterator[tuple[str, ...]]:
+    """Every line of the board, as arguments of `rbl evaluate`."""
+    for model in MODELS:
+        for norm, eps in THREATS:
+            for attack in ATTACKS:
+                yield "--model", model, "--norm", norm, "--eps", eps, "--attack", attack
+    for defense in DEFENSES:
+        for attack in ATTACKS:
+            yield "--model", "small-cnn", "--norm", "linf", "--eps", "8/255", "--attack", attack, *defense
+
+
+def table() -> str:
+    """The README's board: the linf runs, the least robust last."""
+    frame, problems = derive(BOARD)
+    if problems:
+        raise RblError("; ".join(problems))
+    return to_markdown(select(frame, ["norm = linf"], "-robust"))
+
+
+def filled(readme: str) -> str:
+    """The README with its generated tables, each between a pair of comments that name it."""
+    tables = {"board": table(), "attacks": attack_table_markdown(), "defenses": defense_table_markdown()}
+    for name, text in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, _, rest = readme.partition(start)
+        _, found, tail = rest.partition(end)
+        if not found:
+            raise RblError(f"{README.name} has no place for the table {name!r}: {start.strip()} ... {end}")
+        readme = f"{head}{start}{text.rstrip()}\n{end}{tail}"
+    return readme
+
+
+def make() -> int:
+    """Run everything anew, and fill the README."""
+    shutil.rmtree(BOARD / "runs", ignore_errors=True)
+    for arguments in runs():
+        print("rbl evaluate", " ".join(arguments), flush=True)
+        status = rbl(["evaluate", *arguments, "--leaderboard", str(BOARD)])
+        if status:
+            return status
+    README.write_text(filled(README.read_text("utf-8")), "utf-8")
+    return rbl(["leaderboard", "show", "--leaderboard", str(BOARD)])
+
+
+if __name__ == "__main__":
+    sys.exit(make())

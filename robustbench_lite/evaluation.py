@@ -84,7 +84,7 @@ def run_plan(
             if note:
                 note(finding.text)
         if plan.deterministic:
-            network.block = network.uniform_block(tuple(plan.data.shape), largest=min(32, plan.batch_size))
+            network.block = network.uniform_block(tuple(plan.data.shape))
         checked = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
         engine = Engine(
             plan.attack,

@@ -93,13 +93,23 @@ def plugins(
         warn(f"{plugin.kind}: {plugin.name} of {plugin.origin} is broken: {plugin.broken}")
 
 
+# Heads that are longer than what stands below them, so that a table fits 80 columns.
+_BROKEN_HEADS = {"randomised": "random-\nised", "differentiable": "differ-\nentiable"}
+
+
 def _print(kind: str, entries: list[Plugin]) -> None:
     from .listing import columns
 
-    table = Table(title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     heads = [head for head in columns(kind) if head != "source"]
     for head in heads:
-        table.add_column(head, header_style="dim", overflow="fold", no_wrap=head == "name")
+        table.add_column(
+            _BROKEN_HEADS.get(head, head),
+            header_style="dim",
+            overflow="fold",
+            no_wrap=head == "name",
+            min_width=22 if head == "what it does" else None,
+        )
     for plugin in entries:
         *cells, source = (Text(cell, style="red" if plugin.broken else "") for cell in plugin.cells())
         if source:

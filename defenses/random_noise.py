@@ -27,7 +27,7 @@ class RandomNoise(InferenceDefense):
     sigma: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.sigma < 0:
+        if not self.sigma >= 0:
             raise UserError(f"sigma must be >= 0, got {self.sigma:g}")
 
     def transform(self, x: Tensor) -> Tensor:

@@ -105,7 +105,13 @@ class Checkpoint:
         self.cost = self.last - began
 
     def _write(self, name: str, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
-        write_whole(self.folder / name, lambda path: save_file(tensors, path, metadata=note))
+        def write(path: Path) -> None:
+            try:
+                save_file(tensors, path, metadata=note)
+            except SafetensorError as error:  # what a full disk is called there
+                raise OSError(str(error)) from error
+
+        write_whole(self.folder / name, write)
 
     def clear(self) -> None:
         """Forget the unfinished run."""

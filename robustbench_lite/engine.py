@@ -41,15 +41,16 @@ class Source(Protocol):
 class Entry:
     """What the engine knows of each sample; every field is a tensor with one row a sample.
 
-    content: SHA-256 of the image as bytes (N, 32); targets: classes to aim at in turn (N, T);
-    `adversarial` and what follows: the best image so far, and what verification said of it; missing: by
-    how much it misses the goal, in logits.
+    content: SHA-256 of the image as bytes (N, 32). key: of its stream of random numbers. targets: classes
+    to aim at in turn (N, T). `adversarial` and what follows: the best image so far, and what verification
+    said of it. missing: by how much it misses the goal, in logits.
     """
 
     index: Tensor
     y: Tensor
     eps: Tensor
     content: Tensor
+    key: Tensor
     prediction: Tensor
     margin: Tensor
     targets: Tensor
@@ -77,11 +78,6 @@ class Entry:
         if not count:
             return torch.full_like(self.y, -1)
         return self.targets.gather(1, (self.attempt % count).unsqueeze(1))[:, 0]
-
-    @property
-    def hashes(self) -> list[str]:
-        """The content hashes as hexadecimal."""
-        return [bytes(row).hex() for row in self.content.cpu().numpy()]
 
 
 @dataclass(frozen=True)
@@ -179,6 +175,7 @@ class Engine:
             index=index,
             y=y,
             eps=eps,
+            key=stream.keys,
             content=torch.tensor([list(bytes.fromhex(h)) for h in content], dtype=torch.uint8, device=device),
             prediction=prediction,
             margin=clean_margin,
@@ -200,7 +197,7 @@ class Engine:
 
     def _start(self, entry: Entry, x: Tensor) -> Active:
         """Samples with clean images x at the beginning of their present attempt."""
-        stream = self._base_stream(entry).child(f"attack {self.attack.name}").child(entry.attempt)
+        stream = Stream(entry.key).child(f"attack {self.attack.name}").child(entry.attempt)
         batch = Batch(
             ball=self.threat.around(x, entry.eps),
             y=entry.y,
@@ -274,7 +271,7 @@ class Engine:
     def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor) -> Entry:
         """The separate float32 pass over `images` for the samples at `rows`; the nearest to the goal is kept."""
         part = take(entry, rows)
-        noise = Noise(self._base_stream(part).child("network"), part.forwards)
+        noise = Noise(Stream(part.key).child("network"), part.forwards)
         logits = self.network.logits(images, noise, draws=self.votes)
         targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
         success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)
@@ -300,9 +297,6 @@ class Engine:
 
     # -- small parts ----------------------------------------------------------------------------
 
-    def _base_stream(self, entry: Entry) -> Stream:
-        return Stream.of(entry.hashes, seed=self.seed, device=self.network.device)
-
     def _query(self, entry: Entry, batch: Batch) -> Query:
         low = torch.zeros_like(entry.success)
         if self.network.low_model is not None:
@@ -312,7 +306,7 @@ class Engine:
             batch,
             access=self.attack.access,
             asker=f"attack {self.attack.name}",
-            noise=self._base_stream(entry).child("network"),
+            noise=Stream(entry.key).child("network"),
             forwards=entry.forwards,
             low=low,
             any_class=entry.any_class,

@@ -57,11 +57,13 @@ def run_plan(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     note: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
     before_write: Callable[[Result], Run] | None = None,
 ) -> Result:
     """Carry a plan out; with `leaderboard` the run file is written there, and an unfinished run goes on.
 
-    before_write: given the result, returns the run as it is to be written.
+    warn: told what the probes of the model found, before the attack. before_write: given the result, returns
+    the run as it is to be written.
     Raises UserError for what the caller can mend, Interrupted when `stop` says so.
     """
     started = datetime.datetime.now(datetime.UTC)
@@ -81,8 +83,8 @@ def run_plan(
         source = PlanSource(plan)
         findings = _probe(plan, network)
         for finding in findings:
-            if note:
-                note(finding.text)
+            if warn:
+                warn(finding.text)
         if plan.deterministic:
             network.block = network.uniform_block(tuple(plan.data.shape))
         checked = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
@@ -107,8 +109,13 @@ def run_plan(
             with checkpoint.locked():
                 if not resume:
                     checkpoint.clear()
-                columns, seconds = run.finish(checkpoint, note)
-                result = _result(plan, specification, columns, seconds, leaderboard, before_write)
+                try:
+                    columns, seconds = run.finish(checkpoint, note)
+                    result = _result(plan, specification, columns, seconds, leaderboard, before_write)
+                except BaseException:
+                    if not any(folder.glob("*.safetensors")):  # nothing to go on with
+                        checkpoint.remove()
+                    raise
                 checkpoint.remove()
             return result
         return _result(plan, specification, columns, seconds)

@@ -30,7 +30,12 @@ def make_attack(
         if options:
             raise UserError("attack_options: give them to the attack itself, which is an instance already")
         attack = spec
+    elif not isinstance(spec, str):
+        came = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
+        raise UserError(f"attack: expected a name, FILE.py:NAME or an instance of Attack, got {came}")
     else:
+        if not isinstance(options or {}, Mapping):
+            raise UserError(f"attack_options: expected a mapping such as {{'steps': 40}}, got {options!r}")
         cls = load("attacks", spec, argument="attack")
         if not (isinstance(cls, type) and issubclass(cls, Attack)):
             raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see rbl attacks new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -69,20 +70,7 @@ class Plan:
     keep_images: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        for name in ("batch_size", "eot", "votes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be >= 1, got {value}")
-        if not len(self.index):
-            raise UserError("x: expected at least one image, got none")
-        if len(self.data.classes) < 2:
-            raise UserError(f"y: expected labels of at least 2 classes, got {len(self.data.classes)}")
-        self.threat.check_shape(tuple(self.data.shape))
-        check_target(self.target, self.data.classes)
-        if self.target is not None and not self.attack.targeted:
-            raise UserError(f"target: attack {self.attack.name} cannot aim at a class; leave it out")
+        check_settings(**{name: getattr(self, name) for name in _SETTINGS})
 
     @property
     def inference(self) -> list[InferenceDefense]:
@@ -107,6 +95,43 @@ class Plan:
         """(eot, votes) with their defaults."""
         eot, votes = (EOT_DRAWS, VOTES) if self.stated.randomized else (1, 1)
         return self.eot or eot, self.votes or votes
+
+
+def check_settings(
+    *,
+    data: Dataset,
+    index: Tensor,
+    attack: Attack,
+    threat: Threat,
+    target: str | int | None,
+    seed: int,
+    batch_size: int,
+    precision: str,
+    eot: int | None,
+    votes: int | None,
+    shard: tuple[int, int] | None,
+) -> None:
+    """Raise UserError for what of a plan is wrong whatever the model is, so that it is told before a training."""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    for name, value in (("batch_size", batch_size), ("eot", eot), ("votes", votes)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be >= 1, got {value}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be in 0..{2**63 - 1}, got {seed}")
+    if not len(index):
+        raise UserError("x: expected at least one image, got none")
+    if shard is not None and shard[1] > len(index):
+        raise UserError(f"shard must be I/N with N at most {len(index)}, the images of the run, got N = {shard[1]}")
+    if len(data.classes) < 2:
+        raise UserError(f"y: expected labels of at least 2 classes, got {len(data.classes)}")
+    threat.check_shape(tuple(data.shape))
+    check_target(target, data.classes)
+    if target is not None and not attack.targeted:
+        raise UserError(f"target: attack {attack.name} cannot aim at a class; leave it out")
+
+
+_SETTINGS = tuple(inspect.signature(check_settings).parameters)
 
 
 class PlanSource:

@@ -146,11 +146,10 @@ def pick_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device)
-        torch.empty(0, dtype=torch.float64, device=kind)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise UserError(
-            f"--device: {device!r} cannot be used here ({str(error).splitlines()[0][:120]}); give cpu or auto"
-        ) from error
+        torch.zeros(1, dtype=torch.float64, device=kind).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:120]
+        raise UserError(f"--device: {device!r} cannot be used here ({reason}); give cpu or auto") from error
     return str(kind)
 
 
@@ -159,6 +158,6 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     first, slash, count = text.partition("/")
-    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
+    if not slash or not (first.isdecimal() and count.isdecimal()) or not 1 <= int(first) <= int(count):
         raise UserError(f"--shard must be I/N with 1 <= I <= N, got {text!r}; the first of four is 1/4")
     return int(first), int(count)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -109,12 +111,13 @@ def evaluate(
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
     from ..options import parse_pairs
     from ..perturbation import make_attack
-    from ..plan import Plan, make_threat
+    from ..plan import Plan, check_settings, make_threat
     from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model
     from ..training import Recipe
     from .terminal import note, training_bar
 
-    _check_paths(save_examples, figure)
+    leaderboard = leaderboard.expanduser()
+    _check_paths(leaderboard, save_examples, figure)
     threat = make_threat(norm, eps)
     attack_options = _attack_options(
         parse_pairs("--attack-option", attack_option or []),
@@ -127,7 +130,20 @@ def evaluate(
     data = request.load()
     from ..data import balanced_subset
 
-    index = balanced_subset(data.labels, len(data) if samples is None else samples)
+    settings: dict[str, Any] = {
+        "data": data,
+        "index": balanced_subset(data.labels, len(data) if samples is None else samples),
+        "attack": made_attack,
+        "threat": threat,
+        "target": target,
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+        "eot": eot,
+        "votes": votes,
+        "shard": part,
+    }
+    check_settings(**settings)
     with training_bar(f"training {model}") as training:
         network = prepare_model(
             model,
@@ -141,23 +157,13 @@ def evaluate(
             note=note,
         )
     plan = Plan(
+        **settings,
         model=network,
-        data=data,
-        index=index,
-        attack=made_attack,
         attack_options=attack_options,
-        threat=threat,
         defenses=defenses,
         defense_specs=defense or [],
-        target=target,
-        seed=seed,
-        batch_size=batch_size,
         device=device,
-        precision=precision,
         deterministic=deterministic,
-        eot=eot,
-        votes=votes,
-        shard=part,
         keep_images=save_examples is not None or figure is not None,
     )
     result = _run(plan, leaderboard, resume=resume, save_examples=save_examples)
@@ -165,7 +171,7 @@ def evaluate(
         from ..figure import figure_of
 
         figure_of(result, plan, figure)
-    _show(result, leaderboard, as_json=as_json, save_examples=save_examples, figure=figure)
+    _show(_assembled(result), leaderboard, as_json=as_json, save_examples=save_examples, figure=figure)
 
 
 def _attack_options(given: dict[str, str], named: dict[str, str | None]) -> dict[str, str]:
@@ -180,8 +186,9 @@ def _attack_options(given: dict[str, str], named: dict[str, str | None]) -> dict
     return given
 
 
-def _check_paths(save_examples: Path | None, figure: Path | None) -> None:
+def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | None) -> None:
     """What would fail at the end of a long run fails before it."""
+    _check_board(leaderboard / "runs")
     if save_examples is not None:
         from ..examples import check_examples_path
 
@@ -190,6 +197,21 @@ def _check_paths(save_examples: Path | None, figure: Path | None) -> None:
         from ..figure import check_figure_path
 
         check_figure_path(figure)
+
+
+def _check_board(folder: Path) -> None:
+    """Whether files can be written there; a folder that is missing is made only when there is one to put in."""
+    from ..errors import UserError
+
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--leaderboard must be a folder that can be written, got {str(folder.parent)!r} "
+            f"({error.strerror}); give another folder"
+        ) from None
 
 
 def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | None) -> Result:
@@ -207,46 +229,51 @@ def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | N
 
     with gentle_interrupt() as stop, attack_bar(f"{plan.attack.name} on {plan.model.name}") as progress:
         result = run_plan(
-            plan, leaderboard=leaderboard, resume=resume, progress=progress, stop=stop, note=note, before_write=save
+            plan,
+            leaderboard=leaderboard,
+            resume=resume,
+            progress=progress,
+            stop=stop,
+            note=note,
+            warn=warn,
+            before_write=save,
         )
     for problem in build(leaderboard)[1]:
         warn(problem)
     return result
 
 
+def _assembled(result: Result) -> Result:
+    """The whole run, where this shard was the last one missing and all were put together; else the result itself."""
+    from ..records.run import base_name, read_run
+    from ..result import Result
+
+    if result.file is None or result.file.exists():
+        return result
+    whole = result.file.with_name(f"{base_name(result.file)}.parquet")
+    return Result(read_run(whole), file=whole) if whole.exists() else result
+
+
 def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Path | None, figure: Path | None) -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from ..records.specification import eps_text
-    from .terminal import print_json, warn
+    from .terminal import print_json
 
-    for text in result.warnings:
-        warn(text)
     row = result.summary()
     if as_json:
         print_json(row)
         return
-    specification = result.run.specification
     out = Console(highlight=False, soft_wrap=True)
-    threat = f"{row['norm']} {eps_text(row['eps'])}"
     aim = "" if row["target"] is None else f", target {row['target']}"
-    clean, robust = 100 * row["clean_accuracy"], 100 * row["robust_accuracy"]
-    out.print(
-        f"[bold]{row['model']}[/] on {row['dataset']}, defense {row['defense']}, "
-        f"attack {row['attack']}{aim}, {threat}, {row['n']} images"
+    about = (
+        f" on {row['dataset']}, defense {row['defense']}, "
+        f"attack {row['attack']}{aim}, {row['norm']} {eps_text(row['eps'])}, {row['n']} images"
     )
-    out.print(f"  clean accuracy   {clean:5.1f} %")
-    out.print(
-        f"  robust accuracy  [bold]{robust:5.1f} %[/]  "
-        f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
-    )
-    out.print(
-        f"  verdict          {specification.verdict}", style="red" if specification.verdict.startswith("un") else None
-    )
-    out.print(
-        f"  cost             {row['forwards'] / row['n']:.1f} forward and {row['backwards'] / row['n']:.1f} backward "
-        f"passes an image; {row['seconds']:.1f} s"
-    )
+    out.print(f"[bold]{escape(row['model'])}[/]{escape(about)}")
+    for name, value in _lines(result, row):
+        out.print(f"  {name:<16} {value}")
     again = {"reproduced": " (the same verdicts as the run that was there)"}.get(result.settled, "")
     if result.settled.startswith("differs"):
         again = f" ({result.settled} from the run that was there, which is kept)"
@@ -255,3 +282,24 @@ def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Pa
         if path is not None:
             out.print(f"  {name:<16} {path}", markup=False)
     out.print(f"  see all          rbl leaderboard show --leaderboard {leaderboard}", markup=False)
+
+
+def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    specification = result.run.specification
+    if row["status"] == "complete":
+        yield "clean accuracy", f"{100 * row['clean_accuracy']:5.1f} %"
+        interval = f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
+        yield "robust accuracy", f"[bold]{100 * row['robust_accuracy']:5.1f} %[/]  {interval}"
+    elif specification.shard is not None:
+        part, parts = specification.shard
+        share = f"{row['n']} of {specification.dataset.samples} images"
+        yield "shard", f"{part} of {parts}, {share}; the accuracies come with the other shards (rbl leaderboard merge)"
+    count = len(result.warnings)
+    more = f", {count} warning{'s' if count > 1 else ''}" if count else ""
+    style = "red" if specification.verdict.startswith("un") else "default"
+    yield "verdict", f"[{style}]{specification.verdict}{more}[/]"
+    yield (
+        "cost",
+        f"{row['forwards'] / row['n']:.1f} forward and {row['backwards'] / row['n']:.1f} backward passes an image; "
+        f"{row['seconds']:.1f} s",
+    )

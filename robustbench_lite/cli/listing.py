@@ -15,7 +15,7 @@ KINDS = ("attacks", "defenses", "models", "datasets")
 # What the table of a kind shows beside name, summary, origin and source.
 _FACTS = {
     "attacks": ("access", "norms", "targeted"),
-    "defenses": ("kind", "randomised", "differentiable"),
+    "defenses": ("stage", "randomised", "differentiable"),
     "models": (),
     "datasets": (),
 }
@@ -95,9 +95,9 @@ def _defense(thing: Any) -> dict[str, Any]:
     from ..defense import InferenceDefense, TrainingDefense
 
     if isinstance(thing, type) and issubclass(thing, InferenceDefense):
-        return {"kind": "inference", "randomised": thing.randomized, "differentiable": thing.differentiable}
+        return {"stage": "inference", "randomised": thing.randomized, "differentiable": thing.differentiable}
     if isinstance(thing, type) and issubclass(thing, TrainingDefense):
-        return {"kind": "training", "randomised": None, "differentiable": None}
+        return {"stage": "training", "randomised": None, "differentiable": None}
     raise TypeError("it is no subclass of robustbench_lite.InferenceDefense or robustbench_lite.TrainingDefense")
 
 
@@ -140,7 +140,7 @@ def attack_table_markdown() -> str:
 
 
 def defense_table_markdown() -> str:
-    """The built-in defenses as a Markdown table: name, what it does, kind, randomised, differentiable, source."""
+    """The built-in defenses as a Markdown table: name, what it does, stage, randomised, differentiable, source."""
     return _builtin_table("defenses")
 
 

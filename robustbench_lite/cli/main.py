@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ..errors import PluginError, RblError
 from . import doctor, evaluate, leaderboard, plugins, train, verify
+from .wording import as_typed
+
+# What the file system refuses is the user's to mend, wherever it comes up.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(
     name="rbl",
@@ -58,27 +66,41 @@ def main(arguments: list[str]) -> int:
         code = app(arguments, prog_name="rbl", standalone_mode=False)
         sys.stdout.flush()
     except RblError as error:
-        return _tell(error)
+        return _tell(error, arguments)
     except KeyboardInterrupt:
-        _line("stopped")
-        return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`); what it wanted it has.
-        sys.stderr.close()
-        return 0
+        code = 130
+    except SystemExit as error:
+        return _left(error)
     except Exception as error:
         return _foreign(error)
+    if code == 130:
+        _line("stopped")
     return code if isinstance(code, int) else 0
 
 
-def _tell(error: RblError) -> int:
+def _tell(error: RblError, arguments: Sequence[str]) -> int:
     if type(error).__name__ == "Interrupted":
         _line(str(error))
         return 130
     if isinstance(error, PluginError):
         for own in getattr(error, "__notes__", []):
             sys.stderr.write(own + "\n")
-    _line(f"error: {error}")
+    _line(f"error: {as_typed(str(error), arguments)}")
+    return 2
+
+
+def _left(error: SystemExit) -> int:
+    """Nothing of ours raises SystemExit: a library does where the reader has gone (`| head`), or it is a plug-in's."""
+    if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
+        # What the reader wanted it has; the rest goes nowhere, quietly.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    traceback.print_exception(error)
+    _line(
+        f"error: code from outside ended the program (SystemExit: {error.code}); what a script does by itself "
+        'belongs under if __name__ == "__main__"'
+    )
     return 2
 
 
@@ -88,13 +110,16 @@ def _foreign(error: Exception) -> int:
     if isinstance(error, typer.Exit):
         return error.exit_code
     if callable(show):
-        _line(f"error: {' '.join(str(show()).split())}")
         context = getattr(error, "ctx", None)
-        if context is not None:
-            _line(f"see: {context.command_path} --help")
+        see = f"; see {context.command_path} --help" if context is not None else ""
+        _line(f"error: {' '.join(str(show()).split()).rstrip('.')}{see}")
         return 2
     if isinstance(error, typer.Abort):
+        _line("stopped")
         return 130
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        _line(f"error: cannot write {error.filename or 'the output'}: {error.strerror}; free space, or write elsewhere")
+        return 2
     traceback.print_exception(error)
     _line("error: this is a fault of robustbench-lite, not yours; please report it with the lines above")
     return 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AccessError, PluginError, UserError
-from .samples import random_state_kept
+from .samples import one_thread, random_state_kept
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Checks:
     def run(self, name: str, check: Callable[[], str | None]) -> bool:
         """Carry out `check`, which returns its detail or raises; whether it passed."""
         try:
-            with random_state_kept():
+            with random_state_kept(), one_thread():
                 self.done.append(Check(name, True, check() or ""))
         except Failed as error:
             self.done.append(Check(name, False, _line(str(error))))

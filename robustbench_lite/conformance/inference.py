@@ -154,7 +154,7 @@ def _randomness(defense: InferenceDefense, shape: Shape) -> str:
             source = _drawn_from(function, x, keys)
             raise Failed(
                 f"{name} draws from {source}: the verdict would depend on the batch size; "
-                "use robustbench_lite.normal_like"
+                "use robustbench_lite.normal_like, on tensors with one row an image"
             )
         drew = drew or by_draw
     if defense.randomized and not drew:

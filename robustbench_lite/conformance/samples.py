@@ -114,6 +114,17 @@ def random_state_kept() -> Iterator[None]:
         random.setstate(pythons)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within: torch computes in one thread; for networks this small more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def touched(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[str]:
     """Which of the three global generators moved."""
     names = ("torch's global generator", "python's random", "numpy's global generator")

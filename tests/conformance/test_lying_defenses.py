@@ -37,7 +37,7 @@ class Through(torch.autograd.Function):
         return (x * 15).round() / 15 if rounded else x.square()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient * ctx.factor, None, None
 
 
@@ -51,7 +51,7 @@ class Square(torch.autograd.Function):
         return x.square()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return 2 * x * gradient * ctx.factor, None
 
@@ -71,7 +71,7 @@ class Detached(Honest):
 @dataclass(frozen=True)
 class StraightThrough(Honest):
     def transform(self, x: Tensor) -> Tensor:
-        return Through.apply(x, 1.0, True)  # type: ignore[no-untyped-call, no-any-return]
+        return Through.apply(x, 1.0, True)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class WrongScale(Honest):
     factor: float = 2.0
 
     def transform(self, x: Tensor) -> Tensor:
-        return Square.apply(x, self.factor)  # type: ignore[no-untyped-call, no-any-return]
+        return Square.apply(x, self.factor)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,30 @@ class Bounded(Rounded):
         return x - 0.02 * torch.sin(94.0 * x)
 
 
-HONEST = [Honest, RightStraightThrough, OwnNoise, FloatOnly, Timid, Bounded]
+class Softened(nn.Module):
+    def __init__(self, model: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.model(x) / self.temperature)
+
+
+@dataclass(frozen=True)
+class OwnWrap(InferenceDefense):
+    """Changes what the network says, not what it sees."""
+
+    name: ClassVar[str] = "own-wrap"
+    summary: ClassVar[str] = "bounded logits"
+    source: ClassVar[str] = "this test"
+    temperature: float = 2.0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return Softened(model, self.temperature)
+
+
+HONEST = [Honest, RightStraightThrough, OwnNoise, FloatOnly, Timid, Bounded, OwnWrap]
 
 
 @pytest.mark.parametrize("defense", HONEST)

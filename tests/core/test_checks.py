@@ -75,13 +75,6 @@ def torch_noise(x: Tensor) -> Tensor:
     return x + 0.1 * torch.randn_like(x)
 
 
-def counted(x: Tensor) -> Tensor:
-    counted.calls += 1  # type: ignore[attr-defined]
-    return x * (1 + counted.calls % 2)  # type: ignore[attr-defined]
-
-
-counted.calls = 0  # type: ignore[attr-defined]
-
 LIES: dict[str, tuple[nn.Module, str]] = {
     "quantised": (Through(x=lambda x: (x * 7).round() / 7), "gradient is zero"),
     "quantised, straight through": (Through(x=_Straight.apply), "gradient disagrees with finite differences"),

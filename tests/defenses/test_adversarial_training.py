@@ -1,0 +1,95 @@
+"""Madry's training makes a network harder to fool than plain training does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustbench_lite as rbl
+from robustbench_lite.data import from_arrays
+from robustbench_lite.defenses.adversarial_training import AdversarialTraining
+from robustbench_lite.errors import UserError
+from robustbench_lite.training import Recipe, Trainer
+
+
+def world(count: int = 512) -> tuple[Tensor, Tensor]:
+    """One strong pixel that no small change hides, and fifteen weak ones that together say the same until moved."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (count,), generator=generator)
+    x = torch.rand((count, 1, 4, 4), generator=generator) * 0.06 + 0.47 + (y * 0.08 - 0.04).reshape(-1, 1, 1, 1)
+    strong = torch.rand(count, generator=generator) < 0.97
+    x[:, 0, 0, 0] = torch.where(strong, y, 1 - y) * 0.6 + 0.2
+    return x, y
+
+
+def fit(defense: AdversarialTraining | None, seed: int = 0) -> nn.Module:
+    x, y = world()
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    data = from_arrays(x, y, classes=2, split="train")
+    trainer = Trainer(Recipe(epochs=8, augment="none", lr=0.5, seed=seed))
+    fitted = trainer.fit(model, data) if defense is None else defense.fit(model, data, trainer)
+    return fitted.eval()
+
+
+def accuracies(model: nn.Module) -> tuple[float, float]:
+    x, y = world()
+    r = rbl.evaluate(model, x, y, eps=0.15, attack_options={"steps": 10})
+    return r.clean_accuracy, r.robust_accuracy
+
+
+def test_it_trains_what_is_harder_to_fool() -> None:
+    plain = accuracies(fit(None))
+    hardened = accuracies(fit(AdversarialTraining(eps=0.15)))
+    assert plain[0] > 0.9
+    assert plain[1] < 0.6
+    assert hardened[0] > 0.9
+    assert hardened[1] > 0.9
+
+
+def test_one_seed_one_network_whatever_was_drawn_before() -> None:
+    defense = AdversarialTraining(eps=0.1, attack_options="steps=2")
+    first = fit(defense)
+    state = torch.random.get_rng_state()
+    again = fit(defense)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(next(fit(defense, seed=1).parameters()), next(first.parameters()))
+    torch.manual_seed(1)
+    nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm", "noise"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_any_attack_by_name(attack: str, norm: str) -> None:
+    x, y = world(64)
+    data = from_arrays(x, y, classes=2, split="train")
+    defense = AdversarialTraining(attack=attack, norm=norm, eps=0.1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    before = model[1].weight.detach().clone()
+    fitted = defense.fit(model, data, Trainer(Recipe(epochs=1, augment="none")))
+    assert not torch.equal(next(fitted.parameters()), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -0.1}, r"^eps must be >= 0, got -0\.1"),
+        ({"norm": "l3"}, "^norm: unknown name 'l3'"),
+        ({"attack_options": "steps"}, "^attack_options must be KEY=VALUE, got 'steps'"),
+        ({"attack_options": "steps=many"}, "^attack_options steps must be a number"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AdversarialTraining(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("attack", "options"), [("pdg", ""), ("pgd", "step=3")])
+def test_an_attack_that_is_not_there_is_said_before_an_epoch_is_lost(attack: str, options: str) -> None:
+    x, y = world(64)
+    data = from_arrays(x, y, classes=2, split="train")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(UserError, match="did you mean"):
+        AdversarialTraining(attack=attack, attack_options=options).fit(model, data, Trainer(Recipe(epochs=1)))

@@ -225,14 +225,16 @@ class Network:
             self.block = kept
 
     def _places_agree(self, images: Tensor) -> bool:
-        """Whether one image alone in every place, and among others in some, comes out alike everywhere."""
+        """Whether one image, in a block of itself and among others, comes out alike in every place."""
         size = len(images)
-        filled = images[:1].expand_as(images).contiguous()
-        mixed, places = images.clone(), sorted({0, size // 2, size - 1})
-        mixed[places] = images[0]
+        batches: list[tuple[Tensor, slice]] = [(images[:1].expand_as(images).contiguous(), slice(None))]
+        for first, others in ((0, images), (1, images.roll(-1, 0))):
+            mixed, places = others.clone(), slice(first, None, 2)
+            mixed[places] = images[0]
+            batches.append((mixed, places))
         same = torch.zeros(size, dtype=torch.int64, device=self.device)
         seen: list[Tensor] = []
-        for x, rows in ((filled, slice(None)), (mixed, places)):
+        for x, rows in batches:
             gradient, logits = self.gradient(x, Noise(Stream(same), same), lambda z: z.logsumexp(1) - z[:, 0])
             seen.append(torch.cat([logits, gradient.flatten(1)], 1)[rows])
         rows_seen = torch.cat(seen)

@@ -95,29 +95,34 @@ def prepare_model(
     weights: str | None = None,
     defenses: Sequence[Defense] = (),
     recipe: Recipe | None = None,
+    retrain: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
-    A train-time defense trains; with weights given, it starts from them. A network that was trained
-    before for the same data set by the same recipe comes from the cache.
+    retrain: train also a factory's network, and one with weights, from where it stands; a train-time
+    defense does so in any case. A network that was trained before for the same data set by the same
+    recipe comes from the cache.
     """
     from .defense import TrainingDefense
     from .models import load_model
     from .training import Recipe, describe, train_model
 
     fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
-    made_anew = weights is None or bool(fitting)
+    retrain = retrain or bool(fitting)
     recipe = recipe or Recipe()
-    train_set = None if not made_anew or (_is_factory(spec) and not fitting) else request.load("train")
+    ready = weights is not None or _is_factory(spec)
+    train_set = request.load("train") if retrain or not ready else None
 
     def train(module: torch.nn.Module) -> torch.nn.Module:
         assert train_set is not None
         if note:
             with_ = f" with {' + '.join(d.name for d in fitting)}" if fitting else ""
             note(f"training {spec} on {data.name}{with_}: {len(train_set)} images, once; it is kept in the cache")
+        if _is_factory(spec):
+            _try(module, train_set)
         return train_model(module, train_set, recipe=recipe, defenses=fitting, device=device, progress=progress)
 
     return load_model(
@@ -127,9 +132,21 @@ def prepare_model(
         weights=weights,
         train=train if train_set is not None else None,
         recipe=describe(train_set, recipe, fitting) if train_set is not None else None,
-        retrain=bool(fitting) and (weights is not None or _is_factory(spec)),
+        retrain=retrain and ready,
         seed=recipe.seed,
     )
+
+
+def _try(module: torch.nn.Module, data: Dataset) -> None:
+    """Two images through a network that somebody else wrote, so that what is wrong with it is its own fault."""
+    import torch
+
+    from .network import Network, Noise, frozen
+    from .streams import Stream
+
+    rows = torch.arange(min(2, len(data)))
+    with frozen(module), torch.random.fork_rng():
+        Network(module, n_classes=len(data.classes)).logits(data.images(rows), Noise(Stream(rows), rows))
 
 
 def _is_factory(spec: str) -> bool:

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -119,8 +121,13 @@ def drawing(stream: Stream, draw: Tensor) -> Iterator[None]:
 
 def _take(x: Tensor) -> tuple[Stream, Tensor] | None:
     source = _source.get()
-    if source is None or len(x) != len(source.stream.keys):
+    if source is None:
         return None
+    if len(x) != len(source.stream.keys):
+        raise UserError(
+            f"normal_like, uniform_like: expected {len(source.stream.keys)} rows, one for each image of the batch, "
+            f"got {len(x)}; draw once for each copy of the batch"
+        )
     source.calls += 1
     return source.stream.child(f"call {source.calls}"), source.draw
 

@@ -109,7 +109,6 @@ def evaluate(
     ] = False,
 ) -> None:
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
-    from ..options import parse_pairs
     from ..perturbation import make_attack
     from ..plan import Plan, check_settings, make_threat
     from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model
@@ -117,15 +116,16 @@ def evaluate(
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
-    _check_paths(leaderboard, save_examples, figure)
     threat = make_threat(norm, eps)
-    attack_options = _attack_options(
-        parse_pairs("--attack-option", attack_option or []),
+    attack_options = o.merged(
+        "--attack-option",
+        attack_option,
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
     made_attack = make_attack(attack, attack_options, threat)
     defenses = make_defenses(defense or [], defense_option or [])
     part, device = parse_shard(shard), pick_device(device)
+    _check_paths(leaderboard, save_examples, figure)
     request = DataRequest(dataset, split, data_dir, download, image_size, workers)
     data = request.load()
     from ..data import balanced_subset
@@ -172,18 +172,6 @@ def evaluate(
 
         figure_of(result, plan, figure)
     _show(_assembled(result), leaderboard, as_json=as_json, save_examples=save_examples, figure=figure)
-
-
-def _attack_options(given: dict[str, str], named: dict[str, str | None]) -> dict[str, str]:
-    from ..errors import UserError
-
-    for key, value in named.items():
-        if value is None:
-            continue
-        if key in given:
-            raise UserError(f"--{key.replace('_', '-')}: {key} is given twice, here and by --attack-option")
-        given[key] = value
-    return given
 
 
 def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | None) -> None:

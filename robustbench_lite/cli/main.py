@@ -14,7 +14,7 @@ import typer
 
 from ..errors import PluginError, RblError
 from . import doctor, evaluate, leaderboard, plugins, train, verify
-from .wording import as_typed
+from .wording import as_typed, usage
 
 # What the file system refuses is the user's to mend, wherever it comes up.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
     except SystemExit as error:
         return _left(error)
     except Exception as error:
-        return _foreign(error)
+        return _foreign(error, arguments)
     if code == 130:
         _line("stopped")
     return code if isinstance(code, int) else 0
@@ -104,7 +104,7 @@ def _left(error: SystemExit) -> int:
     return 2
 
 
-def _foreign(error: Exception) -> int:
+def _foreign(error: Exception, arguments: Sequence[str]) -> int:
     """Usage errors come from the command-line library; anything else is our fault."""
     show = getattr(error, "format_message", None)
     if isinstance(error, typer.Exit):
@@ -112,7 +112,7 @@ def _foreign(error: Exception) -> int:
     if callable(show):
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context is not None else ""
-        _line(f"error: {' '.join(str(show()).split()).rstrip('.')}{see}")
+        _line(f"error: {usage(str(show()), arguments)}{see}")
         return 2
     if isinstance(error, typer.Abort):
         _line("stopped")

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def merged(argument: str, given: list[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """`KEY=VALUE` pairs together with options that have a name of their own; UserError where one is in both."""
+    from ..errors import UserError
+    from ..options import parse_pairs
+
+    options: dict[str, Any] = dict(parse_pairs(argument, given or []))
+    for key, value in named.items():
+        if value is not None and key in options:
+            raise UserError(f"--{key.replace('_', '-')}: {key} is given twice, here and by {argument}")
+        if value is not None:
+            options[key] = value
+    return options
+
 
 Model = Annotated[
     str,

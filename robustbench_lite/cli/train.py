@@ -39,8 +39,9 @@ def train(
         typer.Option(help="Any other part of the recipe, KEY=VALUE.", rich_help_panel="Training"),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Of initial weights, order and augmentation.", rich_help_panel="Training")
-    ] = 0,
+        int | None,
+        typer.Option(help="Of initial weights, order and augmentation; default 0.", rich_help_panel="Training"),
+    ] = None,
     device: o.Device = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
@@ -49,27 +50,23 @@ def train(
     """Train a network and write it as safetensors, with its recipe and SHA-256."""
     from ..defense import InferenceDefense
     from ..errors import UserError
+    from ..examples import check_output
     from ..models.weights import save_weights
-    from ..options import configure, parse_pairs
+    from ..options import configure
     from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
     from ..training import Recipe
     from .terminal import note, print_json, training_bar
 
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out must be a path that ends in .safetensors, got {str(out)!r}")
-    if not out.expanduser().parent.is_dir():
-        raise UserError(f"--out: no such folder {str(out.parent)!r}; make it first")
     defenses = make_defenses(defense or [], defense_option or [])
     standing = [d.name for d in defenses if isinstance(d, InferenceDefense)]
     if standing:
         raise UserError(f"--defense: {standing[0]} trains nothing; give it to rbl evaluate with --weights {out.name}")
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
-    options = parse_pairs("--train-option", train_option or [])
-    recipe = configure(
-        Recipe, {**options, **{k: v for k, v in given.items() if v is not None}}, argument="--train-option"
-    )
+    recipe = configure(Recipe, o.merged("--train-option", train_option, given), argument="--train-option")
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
     device = pick_device(device)
+    out = out.expanduser()
+    check_output(out, argument="--out", suffix=".safetensors")
     data = request.load("train")
     with training_bar(f"training {model}") as progress:
         network = prepare_model(
@@ -79,6 +76,7 @@ def train(
             weights=weights,
             defenses=defenses,
             recipe=recipe,
+            retrain=True,
             device=device,
             progress=progress,
             note=note,

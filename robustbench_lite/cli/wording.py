@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 # `eps must be >= 0`, `norm: unknown name`, `norm of attack noise: ...`, `attack option steps must be ...`
 _FIRST = re.compile(r"(?:attack option |--[a-z]+-option )?(\w+)(?= must\b|:| of attack )")
@@ -21,10 +22,16 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
     '--defense-option bits must be in 1..16, got 99'
     """
     found = _FIRST.match(message) or _UNKNOWN.match(message)
-    if found is None:
-        return message
-    typed = _typed(found[1], arguments) or _CAME_FROM.get(found[1])
-    return message if typed is None else typed + message[found.end() :]
+    typed = found and (_typed(found[1], arguments) or _CAME_FROM.get(found[1]))
+    return typed + message[found.end() :] if found and typed else _without_folder(message, arguments)
+
+
+def usage(message: str, arguments: Sequence[str]) -> str:
+    """A usage error of the command-line library in one line, with the value that came where it leaves it out."""
+    line = " ".join(message.split()).rstrip(".")
+    found = re.match(r"Invalid value for '(--[a-z-]+)", line)
+    came = dict(_pairs(arguments)).get(found[1]) if found else None
+    return line if came is None or came in line else f"{line}, got {came!r}"
 
 
 def _typed(name: str, arguments: Sequence[str]) -> str | None:
@@ -33,10 +40,19 @@ def _typed(name: str, arguments: Sequence[str]) -> str | None:
     if any(word == option for word, _ in pairs):
         return option
     for word, value in pairs:
-        key = value.partition("=")[0].replace("-", "_")
-        if word.endswith(("-option", "-o")) and key.rpartition(".")[2] == name and "=" in value:
+        if word.endswith(("-option", "-o")) and re.search(rf"\b{name}\s*=", value.replace("-", "_")):
             return f"{word} {name}"
     return None
+
+
+def _without_folder(message: str, arguments: Sequence[str]) -> str:
+    """`/home/me/net.py:mak: unknown name` as `--model net.py: unknown name`."""
+    for option, value in _pairs(arguments):
+        file, colon, name = value.rpartition(":")
+        target = f"{Path(file).expanduser().resolve() if file.endswith('.py') else file}:{name}: "
+        if colon and message.startswith(target):
+            return f"{option} {file}: {message.removeprefix(target)}"
+    return message
 
 
 def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

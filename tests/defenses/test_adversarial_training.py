@@ -17,8 +17,8 @@ def world(count: int = 512) -> tuple[Tensor, Tensor]:
     """One strong pixel that no small change hides, and fifteen weak ones that together say the same until moved."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (count,), generator=generator)
-    x = torch.rand((count, 1, 4, 4), generator=generator) * 0.06 + 0.47 + (y * 0.08 - 0.04).reshape(-1, 1, 1, 1)
-    strong = torch.rand(count, generator=generator) < 0.97
+    x = torch.rand((count, 1, 4, 4), generator=generator) * 0.1 + 0.45 + (y * 0.2 - 0.1).reshape(-1, 1, 1, 1)
+    strong = torch.rand(count, generator=generator) < 0.9
     x[:, 0, 0, 0] = torch.where(strong, y, 1 - y) * 0.6 + 0.2
     return x, y
 
@@ -44,8 +44,8 @@ def test_it_trains_what_is_harder_to_fool() -> None:
     hardened = accuracies(fit(AdversarialTraining(eps=0.15)))
     assert plain[0] > 0.9
     assert plain[1] < 0.6
-    assert hardened[0] > 0.9
-    assert hardened[1] > 0.9
+    assert hardened[0] > 0.85
+    assert hardened[1] > 0.85
 
 
 def test_one_seed_one_network_whatever_was_drawn_before() -> None:

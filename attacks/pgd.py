@@ -89,5 +89,5 @@ class PGD(Attack):
             size = direction.flatten(1).abs().mean(1, dtype=torch.float64).clamp_min(1e-300)
             velocity = velocity * self.momentum + (direction.double() / per_row(size, direction)).float()
             direction = velocity.clone()
-        size = 2.5 * batch.ball.eps / self.steps if self.step_size is None else self.step_size
-        return PGDState(batch.ball.ascend(state.candidate, direction, size), velocity)
+        step_size = 2.5 * batch.ball.eps / self.steps if self.step_size is None else self.step_size
+        return PGDState(batch.ball.ascend(state.candidate, direction, step_size), velocity)

@@ -36,6 +36,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, the same for all; default: all cores.")] = None,
+    peers: Annotated[bool, typer.Option(help="Run the other libraries too.")] = True,
     format: Annotated[Format, typer.Option(help="How the tables are printed.")] = Format.rich,
 ) -> None:
     """robustbench-lite beside torchattacks, foolbox and ART, and beside the gradients that nobody can do without."""
@@ -64,7 +65,7 @@ def main(
         except UserError as error:
             status.print(f"{name}: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(2) from None
-        field = list(contestants(made, lambda text: status.print(text, markup=False, soft_wrap=True)))
+        field = list(contestants(made, lambda text: status.print(text, markup=False, soft_wrap=True), peers=peers))
         with status.status(f"{name} ...") as shown:
             found = measure(made, field, rounds=rounds, note=shown.update)
         show(out, made, found, rounds=rounds, markdown=format is Format.markdown)

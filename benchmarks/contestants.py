@@ -62,10 +62,11 @@ def _torchattacks(part: Part) -> Run:
 
 
 def _foolbox(part: Part) -> Run:
-    import foolbox
+    import foolbox.attacks.projected_gradient_descent
+    import foolbox.models.pytorch
 
-    model = foolbox.PyTorchModel(part.network, bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+    model = foolbox.models.pytorch.PyTorchModel(part.network, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.projected_gradient_descent.LinfProjectedGradientDescentAttack(
         abs_stepsize=part.step_size, steps=part.steps, random_start=True
     )
     # `run` is the attack without the judgement that a call of it adds.
@@ -107,9 +108,11 @@ _ALL: tuple[tuple[str, str, Callable[[Part], Run]], ...] = (
 )
 
 
-def contestants(part: Part, note: Callable[[str], None]) -> Iterator[Contestant]:
-    """All that are installed; `note` is told of a peer that is not."""
+def contestants(part: Part, note: Callable[[str], None], *, peers: bool = True) -> Iterator[Contestant]:
+    """All that are installed, or all but the peers; `note` is told of a peer that is not."""
     for name, kind, make in _ALL:
+        if kind == "peer" and not peers:
+            continue
         try:
             run = make(part)
         except ImportError as error:

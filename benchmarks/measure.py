@@ -34,7 +34,7 @@ def counted(network: nn.Module) -> Iterator[Calls]:
     """Within: every image that passes through the network is counted, whoever sends it."""
     calls = Calls()
 
-    def after(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], logits: Any) -> None:
         del module, args
         rows = len(logits)
         calls.forwards += rows
@@ -54,8 +54,10 @@ def counted(network: nn.Module) -> Iterator[Calls]:
 def robust_accuracy(part: Part, adversarial: Tensor) -> float:
     """Share of images that are classified right, and whose adversarial image is so too or breaks the threat."""
     with torch.no_grad():
-        right = torch.cat([part.network(x).argmax(1) for x in part.x.split(part.batch_size)]) == part.y
-        held = torch.cat([part.network(x).argmax(1) for x in adversarial.split(part.batch_size)]) == part.y
+        right, held = (
+            torch.cat([part.network(batch).argmax(1) for batch in torch.split(x, part.batch_size)]) == part.y
+            for x in (part.x, adversarial)
+        )
     far = (adversarial - part.x).abs().flatten(1).amax(1) > part.eps + _ROUNDING
     outside = (adversarial.flatten(1).amin(1) < 0) | (adversarial.flatten(1).amax(1) > 1)
     return float((right & (held | far | outside)).double().mean())

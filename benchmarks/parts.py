@@ -19,6 +19,19 @@ class Absent(Exception):
     """Something that a part needs is not on this machine; the message is one line."""
 
 
+class Whole(nn.Module):
+    """A network as one module: some peers take an nn.Sequential apart, and its calls would not be seen."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's own answer."""
+        logits: Tensor = self.network(x)
+        return logits
+
+
 @dataclass(frozen=True)
 class Part:
     """One comparison: a network, images x (N, C, H, W) in [0, 1] with labels y (N,), and what every attack is given."""
@@ -35,7 +48,7 @@ class Part:
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """The images and labels, `batch_size` at a time."""
-        return list(zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True))
+        return list(zip(torch.split(self.x, self.batch_size), torch.split(self.y, self.batch_size), strict=True))
 
 
 def folder(variable: str, name: str, *inside: str) -> Path:
@@ -83,5 +96,5 @@ def _part(
     # The samples of a class would otherwise stand together in some data sets.
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
     # Frozen for all: an input gradient must not pay for those of the weights.
-    network.eval().requires_grad_(False)
-    return Part(name, title, network, data.images(index), data.labels[index], eps, step_size, steps, batch_size)
+    whole = Whole(network).eval().requires_grad_(False)
+    return Part(name, title, whole, data.images(index), data.labels[index], eps, step_size, steps, batch_size)

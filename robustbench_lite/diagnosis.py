@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import requires
-from pathlib import Path
 from typing import Literal
 
 from .cache import cache_dir
@@ -139,19 +138,18 @@ def _cache() -> Finding:
 
 
 def _data() -> Iterator[Finding]:
-    from .data import default_data_dir, load_dataset
+    try:
+        from .data import default_data_dir, load_dataset
+    except Exception:  # without torch there are no data, and that torch is broken is said already
+        return
     from .errors import UserError
 
     for name in ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet"):
         try:
             data = load_dataset(name)
         except UserError:
-            yield Finding(f"data {name}", "missing", f"not in {_short(default_data_dir())}; --data-dir or --download")
+            yield Finding(f"data {name}", "missing", f"not in {default_data_dir()}; --data-dir or --download")
         except Exception as error:
             yield Finding(f"data {name}", "broken", f"{type(error).__name__}: {error}")
         else:
             yield Finding(f"data {name}", "ok", f"{len(data)} test images of {'x'.join(map(str, data.shape))}")
-
-
-def _short(path: Path) -> str:
-    return str(path)

@@ -41,12 +41,16 @@ class Interrupted(RblError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: samples done, of them still robust, and all; `resumed` were done by an earlier process."""
+    """How far a run is: samples done, of them still robust, and all; `resumed` were done by an earlier process.
+
+    under_way: what was done for samples that are not finished, in samples, were all to take every step.
+    """
 
     done: int
     robust: int
     total: int
     resumed: int = 0
+    under_way: float = 0.0
 
 
 def run_plan(
@@ -161,7 +165,7 @@ class _Running:
                 if checkpoint:
                     checkpoint.add(columns)
             if self.progress:
-                self.progress(Progress(self.count, self.robust, self.total, self.resumed))
+                self.progress(Progress(self.count, self.robust, self.total, self.resumed, self._under_way()))
             stopping = self.stop is not None and self.stop()
             if checkpoint and (stopping or checkpoint.due()):
                 checkpoint.store(self.engine, before + time.monotonic() - began)
@@ -171,6 +175,13 @@ class _Running:
         columns = {name: torch.cat([part[name] for part in self.done]) for name in self.done[0]}
         order = columns["index"].argsort()
         return {name: column[order] for name, column in columns.items()}, before + time.monotonic() - began
+
+    def _under_way(self) -> float:
+        active, attack = self.engine.active, self.plan.attack
+        if active is None or not attack.length:
+            return 0.0
+        steps = int((active.batch.step + active.entry.attempt * attack.length).sum())
+        return steps / (attack.length * attack.attempts * max(1, active.entry.targets.shape[1]))
 
     def _take(self, columns: dict[str, Tensor]) -> None:
         self.done.append(columns)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -245,7 +246,7 @@ def _input_gradient(value: Tensor, x: Tensor) -> Tensor:
     """The gradient in x; zero where the value does not depend on x through anything differentiable."""
     if not value.requires_grad:
         return torch.zeros_like(x)
-    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+    gradient = cast("Tensor | None", torch.autograd.grad(value, x, allow_unused=True)[0])
     if gradient is None:
         return torch.zeros_like(x)
     # A model that begins with a mean gives one number for all pixels; its caller may write into each.

@@ -30,12 +30,8 @@ def make_attack(
         if options:
             raise UserError("attack_options: give them to the attack itself, which is an instance already")
         attack = spec
-    elif not isinstance(spec, str):
-        came = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
-        raise UserError(f"attack: expected a name, FILE.py:NAME or an instance of Attack, got {came}")
     else:
-        if not isinstance(options or {}, Mapping):
-            raise UserError(f"attack_options: expected a mapping such as {{'steps': 40}}, got {options!r}")
+        _check_types(spec, options)
         cls = load("attacks", spec, argument="attack")
         if not (isinstance(cls, type) and issubclass(cls, Attack)):
             raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see rbl attacks new")
@@ -43,6 +39,14 @@ def make_attack(
     if threat.norm not in attack.norms:
         raise unknown_name(f"norm of attack {attack.name}", threat.norm, attack.norms)
     return attack.resolve(threat) if resolve else attack
+
+
+def _check_types(spec: object, options: object) -> None:
+    if not isinstance(spec, str):
+        came = f"the class {spec.__name__}" if isinstance(spec, type) else repr(spec)
+        raise UserError(f"attack: expected a name, FILE.py:NAME or an instance of Attack, got {came}")
+    if options is not None and not isinstance(options, Mapping):
+        raise UserError(f"attack_options: expected a mapping such as {{'steps': 40}}, got {options!r}")
 
 
 def perturb(

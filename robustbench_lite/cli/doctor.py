@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+EPILOG = "[bold]Example[/]  rbl doctor"
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,

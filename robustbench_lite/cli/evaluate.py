@@ -215,7 +215,8 @@ def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | N
         examples = save_npz(save_examples, result, plan.data.images(plan.order))
         return replace(result.run, specification=replace(result.run.specification, examples=examples))
 
-    with gentle_interrupt() as stop, attack_bar(f"{plan.attack.name} on {plan.model.name}") as progress:
+    label = f"{plan.attack.name} on {plan.model.name}"
+    with gentle_interrupt() as stop, attack_bar(label, len(plan.order)) as progress:
         result = run_plan(
             plan,
             leaderboard=leaderboard,

@@ -13,8 +13,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="The table that is derived from run files: show, build, merge, verify.",
     rich_markup_mode="rich",
+    epilog="[bold]Example[/]  rbl leaderboard show --leaderboard results",
 )
-Folder = Annotated[Path, typer.Argument(help="The leaderboard's folder.", metavar="[DIR]")]
 
 
 def _say(problems: list[str]) -> None:

@@ -26,16 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="How robust is this classifier, can the number be trusted, and does this defense help?",
-    epilog="[bold]Start with[/]  rbl evaluate --model resnet18 --attack pgd",
+    epilog="[bold]Example[/]  rbl evaluate --model resnet18 --attack pgd",
 )
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=train.EPILOG)(train.train)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command(epilog=verify.EPILOG)(verify.verify)
-app.command()(plugins.plugins)
+app.command(epilog=plugins.EPILOG)(plugins.plugins)
 app.add_typer(plugins.attacks_app, name="attacks")
 app.add_typer(plugins.defenses_app, name="defenses")
-app.command()(doctor.doctor)
+app.command(epilog=doctor.EPILOG)(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -55,8 +55,17 @@ class DefenseKind(StrEnum):
 
 
 _GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich"}
-attacks_app = typer.Typer(help="Write an attack of your own, and check one.", **_GROUP)
-defenses_app = typer.Typer(help="Write a defense of your own, and check one.", **_GROUP)
+attacks_app = typer.Typer(
+    help="Write an attack of your own, and check one.",
+    epilog="[bold]Example[/]  rbl attacks new my_attack.py",
+    **_GROUP,
+)
+defenses_app = typer.Typer(
+    help="Write a defense of your own, and check one.",
+    epilog="[bold]Example[/]  rbl defenses new my_defense.py",
+    **_GROUP,
+)
+EPILOG = "[bold]Example[/]  rbl plugins defenses --format markdown"
 
 Spec = Annotated[str, typer.Argument(help="NAME, FILE.py:NAME or package.module:NAME.", show_default=False)]
 NewFile = Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that is not there yet.", show_default=False)]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     SpinnerColumn,
@@ -20,6 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -44,33 +45,41 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s", style="dim")
+        return Text("" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f}/s", style="dim")
 
 
-def _bar(*details: str) -> Progress:
+def _bar(*details: ProgressColumn) -> Progress:
     return Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        *(TextColumn(detail) for detail in details),
-        _Rate(),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        *details,
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         console=errors,
         transient=not errors.is_terminal,
         disable=not errors.is_terminal,
+        expand=True,
     )
 
 
+def _short(label: str, width: int = 24) -> str:
+    """At most so much of a label that in 80 columns there is room for the bar; a name is no markup."""
+    return escape(label if len(label) <= width else f"{label[: width - 1]}…")
+
+
 @contextlib.contextmanager
-def attack_bar(label: str) -> Iterator[Callable[[EvaluationProgress], None]]:
-    """A bar of images done, how many are still robust, the rate and the time left."""
-    with _bar("[dim]{task.fields[robust]}[/]") as bar:
-        task = bar.add_task(label, total=None, robust="")
+def attack_bar(label: str, total: int) -> Iterator[Callable[[EvaluationProgress], None]]:
+    """A bar of images done, the share still robust, the rate and the time left; what is under way counts in part."""
+    details = TextColumn("{task.fields[done]}/{task.total:.0f}"), TextColumn("[dim]{task.fields[robust]}[/]"), _Rate()
+    with _bar(*details) as bar:
+        task = bar.add_task(_short(label), total=total, done=0, robust="", begun=False)
 
         def show(p: EvaluationProgress) -> None:
-            share = f"robust so far {100 * p.robust / p.done:.1f} %" if p.done else ""
-            bar.update(task, total=p.total, completed=p.done, robust=share)
+            if p.resumed and not bar.tasks[0].fields["begun"]:
+                bar.reset(task, completed=p.resumed, begun=True)  # what an earlier process did says nothing of the rate
+            # Fooled images are done first: the share of those that are left falls to the final number.
+            share = f"still robust {100 * (1 - (p.done - p.robust) / p.total):.1f} %"
+            bar.update(task, completed=p.done + p.under_way, done=p.done, robust=share)
 
         yield show
 
@@ -78,12 +87,12 @@ def attack_bar(label: str) -> Iterator[Callable[[EvaluationProgress], None]]:
 @contextlib.contextmanager
 def training_bar(label: str) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar of batches over the whole training, with epoch, loss and accuracy."""
-    with _bar("[dim]{task.fields[state]}[/]") as bar:
+    with _bar(TextColumn("[dim]{task.fields[state]}[/]")) as bar:
         task: list[Any] = []
 
         def show(p: TrainingProgress) -> None:
             if not task:  # nothing is shown for a network that comes from the cache
-                task.append(bar.add_task(label, total=p.epochs * p.batches, state=""))
+                task.append(bar.add_task(_short(label), total=p.epochs * p.batches, state=""))
             state = f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}, accuracy {100 * p.accuracy:.1f} %"
             bar.update(task[0], completed=(p.epoch - 1) * p.batches + p.batch, state=state)
 

@@ -52,7 +52,7 @@ def test_a_target_is_approached() -> None:
 
 
 def test_its_options() -> None:
-    with pytest.raises(UserError, match="^loss: unknown name 'dlrr'; did you mean dlr"):
+    with pytest.raises(UserError, match=r"^loss: unknown name 'dlrr'; did you mean dlr"):
         FGSM(loss="dlrr")
     with pytest.raises(UserError, match="fgsm has no option 'steps'"):
         rbl.perturb(net(), middle(), torch.zeros(12, dtype=torch.int64), attack="fgsm", attack_options={"steps": 2})

@@ -62,7 +62,7 @@ def test_it_asks_the_network_nothing_but_the_verdict() -> None:
 
 
 def test_its_options() -> None:
-    with pytest.raises(UserError, match="^restarts must be >= 1, got 0"):
+    with pytest.raises(UserError, match=r"^restarts must be >= 1, got 0"):
         Noise(restarts=0)
     with pytest.raises(UserError, match="distribution must be one of uniform, gaussian, got 'normal'"):
         rbl.perturb(

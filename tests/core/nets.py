@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,4 +207,5 @@ class Asks:
             "length": property(lambda self: length),
             **attributes,
         }
-        return dataclass(frozen=True)(type("Planted", (Attack,), body))()  # type: ignore[no-any-return]
+        planted: Any = dataclass(frozen=True)(cast("type[Attack]", type("Planted", (Attack,), body)))
+        return cast(Attack, planted())

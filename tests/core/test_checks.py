@@ -48,7 +48,7 @@ class Through(nn.Module):
         self.before = x or (lambda z: z)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.model(self.before(x)))  # type: ignore[no-any-return]
+        return self.after(self.model(self.before(x)))
 
 
 class _Straight(torch.autograd.Function):
@@ -57,7 +57,7 @@ class _Straight(torch.autograd.Function):
         return (x * 3).round() / 3
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -67,7 +67,7 @@ class _Backwards(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return -gradient
 
 
@@ -86,7 +86,7 @@ LIES: dict[str, tuple[nn.Module, str]] = {
         Through(x=lambda x: x + 0.2 * torch.from_numpy(np.random.randn(*x.shape)).float()),
         "no seed controls",
     ),
-    "python's noise": (Through(x=lambda x: x * random.choice([0.3, 1.0, 2.0, 3.0])), "no seed controls"),
+    "python's noise": (Through(x=lambda x: x * random.uniform(0.3, 3)), "no seed controls"),
     "dropout that stays on": (
         Through(logits=lambda z: nn.functional.dropout(z, 0.5, training=True)),
         "the model is random and nothing states it",
@@ -174,7 +174,7 @@ def trained(model: nn.Module) -> nn.Module:
     with torch.enable_grad():
         for _ in range(60):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model.train()(x), y).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(model.train()(x), y))
             optimizer.step()
     return model.eval()
 

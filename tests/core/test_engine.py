@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from robustbench_lite.errors import PluginError, UserError
 from robustbench_lite.losses import margin
 from robustbench_lite.network import Network, frozen
 from robustbench_lite.result import finished_columns
-from robustbench_lite.threat import Threat
+from robustbench_lite.threat import LinfBall, Threat
 
 from .nets import (
     SHAPE,
@@ -136,9 +136,7 @@ def test_batch_size_order_and_shards_change_nothing_in_fixed_blocks(name: str, t
 def test_without_fixed_blocks_the_verdicts_are_the_same() -> None:
     model, x = conv(), images(150)
     y, threat = labels_of(model, x), Threat("linf", 0.08)
-    verdicts = [
-        run(model, x, y, PGD(steps=8), threat, batch_size=size)["success"] for size in (1, 37, 256)
-    ]
+    verdicts = [run(model, x, y, PGD(steps=8), threat, batch_size=size)["success"] for size in (1, 37, 256)]
     assert 0 < int(verdicts[0].sum()) < 150
     assert torch.equal(verdicts[0], verdicts[1])
     assert torch.equal(verdicts[1], verdicts[2])
@@ -277,11 +275,12 @@ def test_every_success_holds_in_a_pass_of_our_own(norm: str, target: str | int |
         assert (predicted == y)[found["attacked"] & ~fell].all()
 
 
-@pytest.mark.parametrize("attack", [Noise(restarts=4), PGD(steps=4)])
+@pytest.mark.parametrize("attack", [Noise(), PGD(steps=1)])
 def test_all_targets_in_turn_leave_no_misclassified_image_robust(attack: Attack) -> None:
     model, x = mlp(6, scale=3), images(80)
     y = labels_of(model, x)
-    found = run(model, x, y, attack, Threat("linf", 0.12), target="all")
+    found = run(model, x, y, attack, Threat("linf", 0.3), target="all")
+    assert int(found["success"].sum()) > 10
     predicted = labels_of(model, found["adversarial"])
     assert torch.equal(found["success"], predicted != y)
     assert torch.equal(found["target"][found["success"]], predicted[found["success"]])
@@ -336,6 +335,42 @@ def test_an_image_outside_the_ball_is_no_success() -> None:
     assert threat.around(x).contains(found["adversarial"]).all()
 
 
+def test_the_proof_does_not_trust_the_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    plane = binary()
+    x = images(20, low=0.45, high=0.55)
+    y = labels_of(plane, x)
+    threat = Threat("linf", float(plane.distance(x, "linf").min()) * 0.9)
+
+    def leap(query: Any, batch: Any, state: State) -> State:
+        return State(1 - batch.ball.x)
+
+    monkeypatch.setattr(LinfBall, "project", lambda self, candidate: candidate)
+    found = run(plane, x, y, Asks.make(leap), threat)
+    assert not found["success"].any()
+
+
+def test_the_end_of_a_search_in_low_precision_is_done_in_float32() -> None:
+    class Notes(nn.Module):
+        """Remembers in which type it was asked for gradients."""
+
+        seen: ClassVar[list[torch.dtype]] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                self.seen.append(x.dtype)
+            value = x.flatten(1).mean(1) * self.weight
+            return torch.stack([value + 9, value * 0], 1)
+
+    model, x = Notes(), images(5)
+    network = Network(model, precision="bf16")
+    run(model, x, torch.zeros(5, dtype=torch.int64), PGD(steps=8), Threat("linf", 0.1), network=network)
+    assert Notes.seen == [torch.bfloat16] * 6 + [torch.float32] * 2
+
+
 def test_an_attack_that_writes_over_the_clean_images_is_found_out() -> None:
     def creep(query: Any, batch: Any, state: State) -> State:
         batch.ball.x.add_(0.05)
@@ -352,7 +387,10 @@ def test_an_attack_that_writes_over_the_clean_images_is_found_out() -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (lambda q, b, s: State(s.candidate[:1]), r"state\.candidate of torch\.float32 \(4, 1, 6, 6\), got .*\(1, 1, 6, 6\)"),
+        (
+            lambda q, b, s: State(s.candidate[:1]),
+            r"state\.candidate of torch\.float32 \(4, 1, 6, 6\), got .*\(1, 1, 6, 6\)",
+        ),
         (lambda q, b, s: State(s.candidate.double()), r"got torch\.float64"),
         (lambda q, b, s: None, "got NoneType"),
         (lambda q, b, s: State(s.candidate * float("nan")), "NaN or infinite pixels"),

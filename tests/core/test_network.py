@@ -15,7 +15,7 @@ from robustbench_lite.losses import margin
 from robustbench_lite.network import Network, exact_float32, frozen
 from robustbench_lite.streams import normal_like
 
-from .nets import SHAPE, Rows, conv, images, mlp, noise_of
+from .nets import SHAPE, Rows, conv, filled, images, mlp, noise_of
 
 
 class Answers(nn.Module):
@@ -68,8 +68,9 @@ def test_a_frozen_model_is_as_it_was_afterwards() -> None:
 
 def test_exact_float32_is_put_back() -> None:
     found = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    with pytest.raises(KeyError), exact_float32():
+    with exact_float32():
         assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(KeyError), exact_float32():
         raise KeyError
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == found
 
@@ -104,7 +105,12 @@ def test_gradient_is_that_of_autograd() -> None:
 
 def test_a_large_batch_is_cut() -> None:
     seen: list[int] = []
-    network = Network(Answers(lambda x: (seen.append(len(x)), x.flatten(1)[:, :3])[1]), max_batch=4)
+
+    def answer(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x.flatten(1)[:, :3]
+
+    network = Network(Answers(answer), max_batch=4)
     assert network.logits(images(10), noise_of(10)).shape == (10, 3)
     assert seen == [4, 4, 2]
 
@@ -171,8 +177,7 @@ def test_eot_is_the_mean_over_its_draws() -> None:
 
 
 def test_eot_gradient_of_a_linear_net_behind_noise_is_that_of_the_net() -> None:
-    model = mlp(3)[1:2]  # one linear layer
-    linear = nn.Sequential(nn.Flatten(), *model)
+    linear = filled(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
     x = images(4, low=0.4, high=0.6)
     plain = Network(linear).gradient(x, noise_of(4), total)[0]
     defended = Network(RandomNoise(sigma=0.02).wrap(linear), eot=64)

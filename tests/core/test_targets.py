@@ -44,7 +44,9 @@ def test_a_target_is_a_class_and_never_the_label(target: str, classes: int) -> N
     assert (found < classes).all()
     assert (found != y.unsqueeze(1)).all()
     if target == "all":
-        assert torch.equal(found.sort(1).values, torch.stack([torch.arange(classes)[torch.arange(classes) != k] for k in y]))
+        assert torch.equal(
+            found.sort(1).values, torch.stack([torch.arange(classes)[torch.arange(classes) != k] for k in y])
+        )
         ordered = logits.gather(1, found)
         assert (ordered.diff(dim=1) <= 0).all()
     if target == "next":

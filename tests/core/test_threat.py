@@ -112,9 +112,9 @@ def test_scaled_reaches_the_surface_away_from_the_edges() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_steepest_is_a_unit_vector_that_attains_the_dual_norm(norm: str) -> None:
-    gradient = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1)) * torch.logspace(
-        -12, 12, 6
-    ).reshape(-1, 1, 1, 1)
+    gradient = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(1)) * torch.logspace(-12, 12, 6).reshape(
+        -1, 1, 1, 1
+    )
     flat = gradient.double().flatten(1)
     dual = flat.abs().sum(1) if norm == "linf" else flat.square().sum(1).sqrt()
     direction = Threat(norm, 0.1).around(torch.zeros_like(gradient)).steepest(gradient.clone())

@@ -13,7 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.training import Recipe, Trainer
 
 
-def world(count: int = 512) -> tuple[Tensor, Tensor]:
+def world(count: int = 384) -> tuple[Tensor, Tensor]:
     """One strong pixel that no small change hides, and fifteen weak ones that together say the same until moved."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (count,), generator=generator)
@@ -23,12 +23,12 @@ def world(count: int = 512) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def fit(defense: AdversarialTraining | None, seed: int = 0) -> nn.Module:
+def fit(defense: AdversarialTraining | None, seed: int = 0, epochs: int = 8) -> nn.Module:
     x, y = world()
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     data = from_arrays(x, y, classes=2, split="train")
-    trainer = Trainer(Recipe(epochs=8, augment="none", lr=0.5, seed=seed))
+    trainer = Trainer(Recipe(epochs=epochs, augment="none", lr=0.5, seed=seed))
     fitted = trainer.fit(model, data) if defense is None else defense.fit(model, data, trainer)
     return fitted.eval()
 
@@ -50,11 +50,11 @@ def test_it_trains_what_is_harder_to_fool() -> None:
 
 def test_one_seed_one_network_whatever_was_drawn_before() -> None:
     defense = AdversarialTraining(eps=0.1, attack_options="steps=2")
-    first = fit(defense)
+    first = fit(defense, epochs=2)
     state = torch.random.get_rng_state()
-    again = fit(defense)
+    again = fit(defense, epochs=2)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    assert not torch.equal(next(fit(defense, seed=1).parameters()), next(first.parameters()))
+    assert not torch.equal(next(fit(defense, seed=1, epochs=2).parameters()), next(first.parameters()))
     torch.manual_seed(1)
     nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -66,8 +66,9 @@ def test_any_attack_by_name(attack: str, norm: str) -> None:
     x, y = world(64)
     data = from_arrays(x, y, classes=2, split="train")
     defense = AdversarialTraining(attack=attack, norm=norm, eps=0.1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    before = model[1].weight.detach().clone()
+    layer = nn.Linear(16, 2)
+    model = nn.Sequential(nn.Flatten(), layer)
+    before = layer.weight.detach().clone()
     fitted = defense.fit(model, data, Trainer(Recipe(epochs=1, augment="none")))
     assert not torch.equal(next(fitted.parameters()), before)
 

@@ -53,5 +53,5 @@ def test_an_evaluation_is_the_same_twice_and_is_judged_on_many_draws() -> None:
 def test_sigma_out_of_range() -> None:
     with pytest.raises(UserError, match=r"^sigma must be >= 0, got -0\.1"):
         RandomNoise(sigma=-0.1)
-    with pytest.raises(UserError, match="^sigma must be >= 0, got nan"):
+    with pytest.raises(UserError, match=r"^sigma must be >= 0, got nan"):
         RandomNoise(sigma=float("nan"))

@@ -1,0 +1,143 @@
+"""The benchmark's own parts, and published numbers met on networks that somebody else trained."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustbench_lite as rbl
+from robustbench_lite.data import balanced_subset
+
+ROOT = Path(__file__).resolve().parent.parent
+RESNET20 = f"{ROOT / 'benchmarks' / 'resnet20.py'}:make"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmarks' modules by name; the clone's root is on no path otherwise."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture(scope="module")
+def cifar(shared_data: Path, shared_weights: Path) -> tuple[nn.Module, rbl.Dataset]:
+    data = rbl.load_dataset(f"parquet:{shared_data / 'cifar10-jpeg'}")
+    weights = shared_weights / "cifar10-resnet20" / "resnet20-12fca82f.th"
+    return rbl.load_model(RESNET20, n_classes=10, shape=data.shape, weights=str(weights)).module, data
+
+
+def mnist(shared_data: Path, shared_weights: Path, file: str, images: int) -> tuple[nn.Module, Tensor, Tensor]:
+    data = rbl.load_dataset("mnist", data_dir=shared_data)
+    model = rbl.load_model("small-cnn", n_classes=10, shape=data.shape, weights=str(shared_weights / file))
+    index = balanced_subset(data.labels, images)
+    return model.module, data.images(index), data.labels[index]
+
+
+def test_resnet20_meets_its_published_accuracy(cifar: tuple[nn.Module, rbl.Dataset]) -> None:
+    network, data = cifar
+    index = balanced_subset(data.labels, 2500)  # of 10,000: two standard deviations are 0.014
+    with torch.no_grad():
+        right = torch.cat([network(x).argmax(1) == y for _, x, y in data.blocks(index, 100)])
+    assert float(right.double().mean()) == pytest.approx(0.8103, abs=0.014)
+
+
+def test_resnet20_falls_to_pgd(cifar: tuple[nn.Module, rbl.Dataset]) -> None:
+    network, data = cifar
+    index = balanced_subset(data.labels, 100)
+    found = rbl.evaluate(
+        network, data.images(index), data.labels[index], eps=8 / 255, attack_options={"steps": 40, "step_size": 2 / 255}
+    )
+    assert found.clean_accuracy > 0.7
+    assert found.robust_accuracy == 0.0
+
+
+def test_fast_at_keeps_its_published_robustness(shared_data: Path, shared_weights: Path) -> None:
+    network, x, y = mnist(shared_data, shared_weights, "mnist-fast-at/fgsm.pth", 500)
+    options = {"steps": 50, "step_size": 0.01, "restarts": 3}
+    found = rbl.evaluate(network, x, y, eps=0.3, attack_options=options)
+    assert found.clean_accuracy == pytest.approx(0.985, abs=0.015)
+    assert found.robust_accuracy == pytest.approx(0.892, abs=0.03)
+
+
+def test_certified_network_keeps_what_was_proved(shared_data: Path, shared_weights: Path) -> None:
+    # At most 582 of all 10,000 images can fall; these are 1,000 of them, and 2.5 % more is three deviations.
+    network, x, y = mnist(shared_data, shared_weights, "mnist-certified/mnist.pth", 1000)
+    found = rbl.evaluate(network, x, y, eps=0.1, attack_options={"steps": 20, "step_size": 0.02})
+    assert 0.942 - 0.025 <= found.robust_accuracy < found.clean_accuracy
+    assert found.clean_accuracy == pytest.approx(0.982, abs=0.015)
+
+
+class Sign(nn.Module):
+    """Class 1 where the first pixel is above one half."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x[:, 0, 0, 0] - 0.5
+        return torch.stack([-z, z], 1)
+
+
+def part(benchmarks: Any, x: Tensor, y: Tensor, **changes: Any) -> Any:
+    given = {"eps": 0.2, "step_size": 0.1, "steps": 3, "batch_size": 4} | changes
+    return benchmarks("parts").Part("toy", "a toy", Sign(), x, y, **given)
+
+
+def test_calls_are_counted_forwards_and_backwards(benchmarks: Any) -> None:
+    network, x = Sign(), torch.rand(5, 1, 2, 2)
+    with benchmarks("measure").counted(network) as calls:
+        network(x)
+        leaf = x[:3].clone().requires_grad_()
+        torch.autograd.grad(network(leaf).sum(), leaf)
+    network(x)
+    assert (calls.forwards, calls.backwards) == (8, 3)
+
+
+def test_judge_believes_only_images_inside_the_threat(benchmarks: Any) -> None:
+    x = torch.full((5, 1, 1, 1), 0.6)
+    y = torch.tensor([1, 1, 1, 1, 0])
+    #                 fooled, too far, outside the box, not fooled; wrong from the start
+    adversarial = torch.tensor([0.45, 0.3, -0.1, 0.55, 0.6]).reshape(5, 1, 1, 1)
+    assert benchmarks("measure").robust_accuracy(part(benchmarks, x, y), adversarial) == pytest.approx(3 / 5)
+
+
+def test_the_floor_takes_one_gradient_a_step(benchmarks: Any) -> None:
+    toy = part(benchmarks, torch.rand(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64))
+    contestants = benchmarks("contestants")
+    field = list(contestants.contestants(toy, lambda _: None, peers=False))
+    found = benchmarks("measure").measure(toy, field, rounds=2, note=lambda _: None)
+    floor, nothing_dropped, shipped = found
+    assert (floor.calls.forwards, floor.calls.backwards) == (18, 18)
+    assert floor.robust is None
+    assert shipped.calls.backwards <= nothing_dropped.calls.backwards
+    assert all(len(m.seconds) == 2 for m in found)
+    assert floor.ratio(floor) == 1.0
+
+
+def test_ratios_are_medians_within_a_turn(benchmarks: Any) -> None:
+    measure, report = benchmarks("measure"), benchmarks("report")
+    calls = measure.Calls(80, 40)
+    floor = measure.Measured("floor", "floor", [1.0, 10.0, 2.0], calls, None)
+    slow = measure.Measured("slow", "peer", [4.0, 40.0, 8.0], calls, 0.5)
+    quick = measure.Measured("quick", "peer", [2.0, 20.0, 6.0], calls, 0.25)
+    assert measure.best_peer([floor, slow, quick]) is quick
+    assert [row[:5] for row in report.rows([floor, slow, quick], 2)] == [
+        ("floor", "2.00", "1.000", "0.500", "-"),
+        ("slow", "8.00", "4.000", "2.000", "50.0%"),
+        ("quick", "6.00", "2.000", "1.000", "25.0%"),
+    ]
+
+
+def test_absent_folders_are_named_and_nothing_else_runs(tmp_path: Path) -> None:
+    environment = {"RBL_DATA": str(tmp_path), "RBL_WEIGHTS": str(tmp_path), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "mnist-fast-at/fgsm.pth" in done.stderr
+    assert "RBL_WEIGHTS" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -19,10 +19,12 @@ from .attack import Attack
 from .checkpoint import Checkpoint
 from .checks import IMAGES, Finding, check_model
 from .data import Dataset, from_arrays
+from .data.checks import checked_images
+from .data.dataset import as_pixels
 from .defense import Defense, wrap_all
 from .engine import Engine
 from .errors import RblError, UserError
-from .network import Network, Noise, exact_float32, frozen
+from .network import Network, Noise, exact_float32, frozen, placed
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
 from .registry import source_hash
@@ -71,9 +73,16 @@ def run_plan(
     Raises UserError for what the caller can mend, Interrupted when `stop` says so.
     """
     started = datetime.datetime.now(datetime.UTC)
-    module = wrap_all(plan.model.module, plan.inference).to(plan.device)
+    module = wrap_all(plan.model.module, plan.inference)
     devices = [torch.device(plan.device)] if torch.device(plan.device).type == "cuda" else []
-    with exact_float32(), frozen(module), torch.random.fork_rng(devices), torch.no_grad():
+    with (
+        torch.inference_mode(False),
+        exact_float32(),
+        placed(module, plan.device),
+        frozen(module),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+    ):
         torch.manual_seed(plan.seed)
         eot, votes = plan.draws
         network = Network(
@@ -281,7 +290,7 @@ def evaluate(
     if model.training:
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
     classes = _count_classes(model, x)
-    each = eps.detach().cpu().float() if isinstance(eps, Tensor) and eps.ndim else None
+    each = _rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
     data = _tensor_data(x, y, classes, each)
     threat = make_threat(norm, float(each.max()) if each is not None else eps)  # type: ignore[arg-type]
     plan = Plan(
@@ -297,7 +306,7 @@ def evaluate(
         ),
         data=data,
         index=torch.arange(len(data)),
-        attack=make_attack(attack, attack_options, threat),
+        attack=make_attack(attack, attack_options, threat, resolve=each is None),
         attack_options=dict(attack_options or {}),
         threat=threat,
         defenses=tuple(defenses),
@@ -322,10 +331,23 @@ def evaluate(
 def _count_classes(model: nn.Module, x: Tensor) -> int:
     if not isinstance(x, Tensor) or x.ndim != 4 or not len(x):
         raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(getattr(x, 'shape', ()))}")
-    with frozen(model), torch.no_grad(), torch.random.fork_rng():
-        first = x[:1].detach().to(_device_of(model), torch.float32)
+    device = torch.device(_device_of(model))
+    with (
+        torch.inference_mode(False),
+        frozen(model),
+        torch.no_grad(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
+        first = as_pixels(checked_images("x", x)[:1]).to(device)
         row = torch.zeros(1, dtype=torch.int64, device=first.device)
         return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]
+
+
+def _rounded_down(eps: Tensor) -> Tensor:
+    """In float32, never larger than asked."""
+    given = eps.detach().cpu()
+    each = given.float()
+    return torch.where(each.double() > given.double(), torch.nextafter(each, torch.zeros_like(each)), each)
 
 
 def _tensor_data(x: Tensor, y: Tensor, classes: int, eps: Tensor | None) -> Dataset:

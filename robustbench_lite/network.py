@@ -31,6 +31,31 @@ def exact_float32() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = found
 
 
+def usable_device(name: str) -> str:
+    """The device of this name, tried. Raises UserError for one that is unknown, absent, or lacks float64."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0][:120]
+        raise UserError(
+            f"device: {name!r} cannot be used here ({reason}); give cpu, or cuda where there is one"
+        ) from error
+    return str(device)
+
+
+@contextlib.contextmanager
+def placed(model: nn.Module, device: torch.device | str) -> Iterator[nn.Module]:
+    """Within: the model is on the device; afterwards it is where it was found."""
+    first = next(model.parameters(), None)
+    found = torch.device(device) if first is None else first.device
+    model.to(device)
+    try:
+        yield model
+    finally:
+        model.to(found)
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Within: evaluation mode and no parameter wants a gradient; afterwards everything is as it was found."""

@@ -17,7 +17,7 @@ from .data.dataset import Dataset, shard_of
 from .defense import Defense, InferenceDefense
 from .environment import environment_record
 from .errors import UserError, unknown_name
-from .network import PRECISIONS
+from .network import PRECISIONS, usable_device
 from .options import option_types
 from .registry import source_hash
 from .targets import check_target
@@ -35,7 +35,7 @@ VOTES = 16
 def make_threat(norm: str, eps: float | str | None) -> Threat:
     """The threat of this norm; eps defaults to 8/255 for linf and 0.5 for l2."""
     if norm not in DEFAULT_EPS:
-        raise unknown_name("norm", norm, DEFAULT_EPS)
+        raise unknown_name("norm", str(norm), DEFAULT_EPS)
     return Threat(norm, DEFAULT_EPS[norm] if eps is None else eps)  # type: ignore[arg-type]
 
 
@@ -71,6 +71,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_settings(**{name: getattr(self, name) for name in _SETTINGS})
+        usable_device(self.device)
+        for defense in self.defenses:
+            if not isinstance(defense, Defense):
+                raise UserError(f"defenses: expected instances of Defense, such as BitDepth(bits=4), got {defense!r}")
 
     @property
     def inference(self) -> list[InferenceDefense]:
@@ -115,9 +119,9 @@ def check_settings(
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     for name, value in (("batch_size", batch_size), ("eot", eot), ("votes", votes)):
-        if value is not None and value < 1:
+        if value is not None and _whole(name, value) < 1:
             raise UserError(f"{name} must be >= 1, got {value}")
-    if not 0 <= seed < 2**63:
+    if not 0 <= _whole("seed", seed) < 2**63:
         raise UserError(f"seed must be in 0..{2**63 - 1}, got {seed}")
     if not len(index):
         raise UserError("x: expected at least one image, got none")
@@ -129,6 +133,12 @@ def check_settings(
     check_target(target, data.classes)
     if target is not None and not attack.targeted:
         raise UserError(f"target: attack {attack.name} cannot aim at a class; leave it out")
+
+
+def _whole(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    return value
 
 
 _SETTINGS = tuple(inspect.signature(check_settings).parameters)

@@ -159,15 +159,11 @@ def pick_device(device: str) -> str:
     """`auto` made into cuda where there is one, else cpu. UserError for a device that is not there."""
     import torch
 
+    from .network import usable_device
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(device)
-        torch.zeros(1, dtype=torch.float64, device=kind).item()
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0][:120]
-        raise UserError(f"--device: {device!r} cannot be used here ({reason}); give cpu or auto") from error
-    return str(kind)
+    return usable_device(device)
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:

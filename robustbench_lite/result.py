@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,9 @@ class Result:
         return frame
 
     def column(self, name: str) -> Tensor:
-        """One column of numbers or truths as a tensor."""
-        return torch.tensor(self.run.table[name].to_pylist())
+        """One column of numbers or truths as a tensor; NaN where there is none."""
+        values = self.run.table[name].to_pylist()
+        return torch.tensor([math.nan if value is None else value for value in values])
 
     @property
     def n(self) -> int:

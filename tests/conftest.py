@@ -9,10 +9,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
-# Several workers with a thread pool each would fight for the cores.
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+# The networks of tests are small: a pool of threads costs them more than it gives, and workers would fight for cores.
+torch.set_num_threads(1)
 
 
 def _beside(variable: str, folder: str) -> Path:

@@ -49,7 +49,7 @@ def test_every_run_that_the_script_makes_is_there(maker: ModuleType) -> None:
 
 def test_duckdb_finds_the_same_numbers(board: pd.DataFrame) -> None:
     """Anybody's query over the run files, with nothing of ours."""
-    rows = duckdb.sql(
+    query = duckdb.sql(
         f"""
         select regexp_extract(filename, '([^/]*)[.]parquet$', 1) as run_id,
                count(*) as n,
@@ -59,8 +59,9 @@ def test_duckdb_finds_the_same_numbers(board: pd.DataFrame) -> None:
                sum(backwards) as backwards
         from read_parquet('{BOARD}/runs/*.parquet', filename = true) group by 1 order by 1
         """
-    ).df()
-    rows = rows.set_index("run_id")
+    )
+    assert query is not None
+    rows = query.df().set_index("run_id")
     assert list(rows.index) == list(board.index)
     for column in ("n", "forwards", "backwards"):
         assert (rows[column].astype("int64") == board[column]).all()

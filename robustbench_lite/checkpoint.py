@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .cache import write_whole
 from .engine import Engine
 from .errors import UserError
+from .files import write_whole
 
 EVERY = 5.0  # seconds between stores, at least
 _SHARE = 0.05  # of the run's time that storing may take

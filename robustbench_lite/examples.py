@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .cache import sha256_file, write_whole
 from .errors import RecordError, UserError
+from .files import sha256_file, write_whole
 from .streams import content_hashes
 
 if TYPE_CHECKING:

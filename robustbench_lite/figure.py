@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .cache import write_whole
 from .errors import UserError
 from .examples import check_output
+from .files import write_whole
 
 if TYPE_CHECKING:
     from .plan import Plan

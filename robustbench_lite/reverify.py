@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .cache import sha256_file
 from .defense import InferenceDefense, wrap_all
 from .errors import UserError
 from .examples import Examples, load_examples
+from .files import sha256_file
 from .models.identity import state_sha256
 from .network import exact_float32, frozen
 from .options import option_types

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import robustbench_lite as rbl
-from robustbench_lite.cache import sha256_file
 from robustbench_lite.data import load_dataset
 from robustbench_lite.errors import RecordError, UserError
 from robustbench_lite.examples import check_examples_path, load_examples, save_examples
+from robustbench_lite.files import sha256_file
 from robustbench_lite.result import Result
 
 KEYS = {

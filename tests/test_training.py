@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_lite.cache import cache_dir, sha256_file, write_whole
+from robustbench_lite.cache import cache_dir
 from robustbench_lite.data.dataset import ArrayDataset, content_hash
 from robustbench_lite.errors import PluginError, UserError
+from robustbench_lite.files import sha256_file, write_whole
 from robustbench_lite.models import LoadedModel, build_model, load_model, state_sha256
 from robustbench_lite.training import (
     Recipe,

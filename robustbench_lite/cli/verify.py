@@ -59,11 +59,13 @@ def verify(
     Say model, weights and defenses as for rbl evaluate. Exit status 0 where all is confirmed, 2 where not.
     """
     from ..defense import InferenceDefense
-    from ..errors import RecordError
+    from ..errors import RecordError, UserError
     from ..prepare import DataRequest, make_defenses, pick_device
     from ..records.run import read_run
     from ..reverify import reverify
 
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be >= 1, got {batch_size}")
     path = _find_run(run, leaderboard)
     recorded = read_run(path)
     saved = _find_examples(recorded, examples, leaderboard)
@@ -104,8 +106,8 @@ def _find_run(run: str, leaderboard: Path) -> Path:
 
 
 def _find_examples(run: Run, given: Path | None, leaderboard: Path) -> Path:
-    from ..cache import sha256_file
     from ..errors import UserError
+    from ..files import sha256_file
 
     if given is not None:
         if not given.expanduser().is_file():

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cache import write_whole
 from ..errors import RecordError, UserError
+from ..files import write_whole
 from .identity import tensors_sha256
 
 PICKLES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RecordError
+from ..files import sync
 from .check import check_run
-from .files import sync_folder
 from .run import Run, base_name, differing_verdicts, read_run, seal, settle
 from .specification import Specification
 
@@ -124,7 +124,7 @@ def _remove(paths: Iterable[Path | None]) -> None:
         path.unlink(missing_ok=True)
         folders.add(path.parent)
     for folder in folders:
-        sync_folder(folder)
+        sync(folder)
 
 
 def join_shards(shards: list[Run]) -> Run:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 # Three linear layers on 8x8 images, four classes; and networks that somebody got wrong.
-NETS = '''
+NETS = """
 import time
 
 import torch
@@ -109,7 +109,7 @@ def wants_a_path(path):
 
 
 not_callable = 5
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,10 @@ MISTAKES = [
     # targets
     ("--target 4", "--target must be a class in 0..3, got 4"),
     ("--target -1", "--target must be a class in 0..3, got -1"),
-    ("--target randm", "--target must be random, next, least-likely, all or a class, got 'randm'; did you mean random?"),
+    (
+        "--target randm",
+        "--target must be random, next, least-likely, all or a class, got 'randm'; did you mean random?",
+    ),
     # devices
     ("--device gpu", "--device: 'gpu' cannot be used here"),
     ("--device meta", "--device: 'meta' cannot be used here"),

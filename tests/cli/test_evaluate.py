@@ -166,7 +166,7 @@ class Throws(Dim):
         raise ArithmeticError("in the defense")
 '''
 
-ATTACK = '''
+ATTACK = """
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -193,7 +193,7 @@ class Brighten(rbl.Attack):
         if self.peek:
             query.gradient(state.candidate, rbl.get_loss("ce"))
         return rbl.State(batch.ball.project(batch.ball.x + SIGN))
-'''
+"""
 
 
 @pytest.fixture
@@ -311,9 +311,7 @@ def test_the_last_shard_in_one_folder_shows_the_whole(evaluate: Rbl) -> None:
 
 
 @pytest.mark.parametrize("content", ["junk", "foreign", "half"])
-def test_a_stranger_among_the_runs_is_named_and_left_alone(
-    content: str, evaluate: Rbl, rbl: Rbl, folder: Path
-) -> None:
+def test_a_stranger_among_the_runs_is_named_and_left_alone(content: str, evaluate: Rbl, rbl: Rbl, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

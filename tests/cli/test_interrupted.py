@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -12,24 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from robustbench_lite import checkpoint
 
 from .harness import PROGRAM, Rbl, environment, listing, rows
 
 SLOW = ("--model", "nets.py:slow", "--eps", "0.02", "--steps", "12", "--batch-size", "4")
-TIMES = ("seconds",)
-
-
-def _verdicts(file: str | Path) -> list[dict[str, Any]]:
-    return rows(file)
 
 
 @contextlib.contextmanager
 def _stopped_after(calls: int, monkeypatch: pytest.MonkeyPatch, signal_number: int) -> Any:
     """Ctrl-C comes while the network is asked for the n-th time."""
-    import torch
-
     real, count = torch.nn.Module.__call__, [0]
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -45,9 +42,7 @@ def _stopped_after(calls: int, monkeypatch: pytest.MonkeyPatch, signal_number: i
 
 
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time as clock
-
-    monkeypatch.setattr(clock, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
@@ -114,16 +109,16 @@ def test_a_full_disk_in_the_middle_keeps_what_was_stored(
     whole = evaluate(*SLOW, "--leaderboard", "whole", "--json").json
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
-    real, written = checkpoint.save_file, [0]
+    written = [0]
 
-    def save_file(*arguments: Any, **options: Any) -> None:
+    def save(*arguments: Any, **options: Any) -> None:
         written[0] += 1
         if written[0] > 20:
-            raise checkpoint.SafetensorError("I/O error: No space left on device (os error 28)")
-        real(*arguments, **options)
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save_file)
+        patch.setattr(checkpoint, "save_file", save)
         assert "No space left on device" in evaluate(*SLOW).error
     assert not any(".tmp" in name for name in listing(folder / "lb"))
     again = evaluate(*SLOW, "--json")
@@ -169,8 +164,14 @@ def test_a_process_that_is_killed_twice_ends_with_the_same_rows(
             process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
         assert not list(folder.glob("lb/runs/*.parquet"))
+    with _start(folder, tmp_path) as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "an unfinished run goes on" in err
+    again = json.loads(out)
     _quick(monkeypatch)
-    again = evaluate(*SLOW, "--json").json
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     whole = evaluate(*SLOW, "--leaderboard", "whole", "--json").json
-    assert rows(again["run_file"]) == rows(whole["run_file"])
+    torch.set_num_threads(threads)
+    assert rows(folder / again["run_file"]) == rows(whole["run_file"])
     assert listing(folder / "lb") == {"leaderboard.parquet", f"runs/{again['run_id']}.parquet"}

@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """`replace_whole`, with UserError naming `path` for what the file system refuses: a full disk, say."""
+    try:
+        replace_whole(path, write)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(f"cannot write {path}: {reason}; free space there or name another folder") from error
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Make the file `path` by `write(temporary)`: at any moment it is the old one, absent, or complete.
+
+    `write` gets a temporary name in the same folder (made where it is missing), which is synced and
+    renamed; when anything raises, an interrupt too, it is removed and `path` is as it was. The temporary
+    name has an ending of its own, so that no reader takes it for a file of the folder.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # the folder may not be one at all
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, outlive a power cut."""
+    if path.is_dir() and os.name == "nt":  # a folder cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,142 @@
+"""`rbl train`: a network in a file that gives the accuracy it was said to have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from robustbench_lite.models.weights import read_weights
+
+from .harness import Rbl, listing, network
+
+
+@pytest.fixture(autouse=True)
+def data(folder: Path) -> None:
+    """split.npz: 80 images to train on and 24 to test on, of a kind that a network learns in an instant."""
+    generator = np.random.default_rng(1)
+
+    def draw(count: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], np.ndarray[tuple[int], np.dtype]]:
+        labels = np.arange(count) % 4
+        images = generator.integers(0, 60, (count, 8, 8), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label : 2 * label + 2] += 180
+        return images, labels
+
+    (train_images, train_labels), (images, labels) = draw(80), draw(24)
+    labels[:3] = (labels[:3] + 1) % 4  # wrong on purpose: no accuracy of 0 or 1
+    np.savez("split.npz", images=images, labels=labels, train_images=train_images, train_labels=train_labels)
+
+
+COMMON = ("--dataset", "npz:split.npz", "--epochs", "8", "--lr", "0.1", "--batch-size", "16")
+
+
+def test_what_is_written_gives_the_accuracy_that_was_said(rbl: Rbl) -> None:
+    said = rbl("train", "--model", "mlp", "--out", "new/net.safetensors", *COMMON, "--json")
+    r = said.json
+    assert said.err.count("\n") == 1 and said.err.startswith("training mlp on npz:split.npz: 80 images")
+    assert r["file"] == "new/net.safetensors" and r["parameters"] == 64 * 256 + 256 + 256 * 256 + 256 + 256 * 4 + 4
+    assert 0.5 < r["test_accuracy"] < 1
+    _, about = read_weights(r["file"])
+    assert about["model"] == "mlp" and about["recipe"]["epochs"] == 8
+    common = ("--model", "mlp", "--weights", r["file"], "--dataset", "npz:split.npz", "--leaderboard", "lb")
+    evaluated = rbl("evaluate", *common, "--steps", "3", "--json").json
+    assert evaluated["clean_accuracy"] == r["test_accuracy"]
+
+
+def test_a_person_is_told_the_file_and_the_accuracy(rbl: Rbl) -> None:
+    said = rbl("train", "--model", "mlp", "--out", "net.safetensors", *COMMON)
+    assert said.code == 0
+    assert said.out.startswith("net.safetensors: mlp, 83,460 parameters, SHA-256 ")
+    assert "test accuracy " in said.out
+
+
+def test_the_same_seed_gives_the_same_network_and_another_one_another(
+    rbl: Rbl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes: list[dict[str, Any]] = []
+    for seed in ("0", "0", "1"):
+        monkeypatch.setenv("RBL_CACHE", str(Path.cwd() / f"cache{len(hashes)}"))
+        hashes.append(rbl("train", "--model", "mlp", "--out", "n.safetensors", *COMMON, "--seed", seed, "--json").json)
+    assert hashes[0]["sha256"] == hashes[1]["sha256"] != hashes[2]["sha256"]
+
+
+def test_a_factorys_network_is_trained_too_and_from_weights_on(rbl: Rbl) -> None:
+    untrained = network().state_dict()
+    first = rbl("train", "--model", "nets.py:make", "--out", "one.safetensors", *COMMON, "--json").json
+    tensors, _ = read_weights("one.safetensors")
+    assert not any(torch.equal(tensors[name], untrained[name]) for name in untrained)
+    said = rbl(
+        *("train", "--model", "nets.py:make", "--weights", "one.safetensors"), "--out", "two.safetensors", *COMMON
+    )
+    assert said.code == 0 and "training nets.py:make" in said.err
+    further, _ = read_weights("two.safetensors")
+    assert not torch.equal(further["1.weight"], tensors["1.weight"])
+    assert first["test_accuracy"] > 0.5
+
+
+def test_adversarial_training_makes_a_network_of_its_own(rbl: Rbl) -> None:
+    options = ("--defense", "adversarial-training", "--defense-option", "eps=0.3")
+    steps = ("--defense-option", "attack_options=steps=2")
+    robust = rbl("train", "--model", "mlp", "--out", "robust.safetensors", *COMMON, *options, *steps, "--json").json
+    plain = rbl("train", "--model", "mlp", "--out", "plain.safetensors", *COMMON, "--json").json
+    assert robust["sha256"] != plain["sha256"]
+    _, about = read_weights("robust.safetensors")
+    assert about["recipe"]["defenses"][0]["name"] == "adversarial-training"
+    under = [
+        rbl(
+            *("evaluate", "--model", "mlp", "--weights", f"{name}.safetensors", "--dataset", "npz:split.npz"),
+            *("--eps", "0.3", "--steps", "5", "--json"),
+        ).json["robust_accuracy"]
+        for name in ("robust", "plain")
+    ]
+    assert under[0] > under[1]
+
+
+MISTAKES = [
+    ("--out net.pth", "--out must be a path that ends in .safetensors, got 'net.pth'"),
+    ("--out nets.py/net.safetensors", "--out: cannot write 'nets.py/net.safetensors'"),
+    ("--lr fast", "--lr must be a number"),
+    ("--lr 0", "--lr must be a positive number"),
+    ("--lr 1 --train-option lr=2", "--lr: lr is given twice"),
+    ("--epochs 0", "--epochs must be at least 1, got 0"),
+    ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+    ("--seed -1", "--seed must be in 0..2147483647, got -1"),
+    ("--train-option epoch=3", "--train-option: Recipe has no option 'epoch'; did you mean epochs?"),
+    ("--train-option optimizer=adam", "--train-option optimizer must be one of sgd, adamw, got 'adam'"),
+    ("--defense bit-depth", "--defense: bit-depth trains nothing; give it to rbl evaluate"),
+    ("--defense adversarial-training --defense-option eps=-1", "--defense-option eps must be >= 0, got -1"),
+    ("--defense adversarial-training --defense-option norm=l3", "--defense-option norm: unknown name 'l3'"),
+    ("--dataset npz:ok.npz", "--dataset: ok.npz must hold the array 'train_images'"),
+    ("--weights pretrained", "--weights pretrained: mlp has none"),
+    ("--device gpu", "--device: 'gpu' cannot be used here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTAKES, ids=[arguments for arguments, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_writes_nothing(arguments: str, told: str, rbl: Rbl, folder: Path) -> None:
+    defaults = {"--out": "net.safetensors", "--model": "mlp", "--dataset": "npz:split.npz"}
+    given = arguments.split()
+    before = listing(folder)
+    said = rbl(
+        "train", *(part for name, value in defaults.items() if name not in given for part in (name, value)), *given
+    )
+    assert told in said.error
+    assert said.err.count("\n") == 1 and listing(folder) == before
+
+
+def test_a_rate_that_is_too_high_is_told(rbl: Rbl, folder: Path) -> None:
+    said = rbl("train", "--model", "mlp", "--out", "n.safetensors", "--dataset", "npz:split.npz", "--lr", "1e30")
+    assert said.last_line.startswith("--lr: the loss became ") and "lower lr" in said.last_line
+    assert not (folder / "n.safetensors").exists()
+
+
+def test_a_factorys_network_that_does_not_take_the_images_is_its_own_fault(rbl: Rbl, folder: Path) -> None:
+    said = rbl("train", "--model", "nets.py:seven_classes", "--out", "n.safetensors", "--dataset", "npz:split.npz")
+    assert said.last_line.startswith("--model: expected logits of shape (2, 4)")
+    said = rbl("train", "--model", "nets.py:raises", "--out", "n.safetensors", "--dataset", "npz:split.npz")
+    assert 'nets.py", line' in said.err and "KeyError" in said.last_line
+    assert not (folder / "n.safetensors").exists()

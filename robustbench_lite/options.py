@@ -100,6 +100,8 @@ def _coerce(argument: str, value: Any, kind: Any) -> Any:
         number = parse_number(argument, value)
         if number != int(number):
             raise UserError(f"{argument} must be a whole number, got {value!r}")
+        if abs(number) >= 2**63:
+            raise UserError(f"{argument} must be below 2**63, got {value!r}")
         return int(number)
     if kind is float:
         return parse_number(argument, value)

@@ -256,9 +256,10 @@ def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Pa
         return
     out = Console(highlight=False, soft_wrap=True)
     aim = "" if row["target"] is None else f", target {row['target']}"
+    images = f"{row['n']} image{'s' if row['n'] > 1 else ''}"
     about = (
         f" on {row['dataset']}, defense {row['defense']}, "
-        f"attack {row['attack']}{aim}, {row['norm']} {eps_text(row['eps'])}, {row['n']} images"
+        f"attack {row['attack']}{aim}, {row['norm']} {eps_text(row['eps'])}, {images}"
     )
     out.print(f"[bold]{escape(row['model'])}[/]{escape(about)}")
     for name, value in _lines(result, row):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +103,11 @@ def _find_run(run: str, leaderboard: Path) -> Path:
     known = [file.stem for file in folder.glob("*.parquet")]
     if not known:
         raise UserError(f"RUN: no runs in {str(folder)!r}, so none called {run!r}; give --leaderboard DIR or a path")
-    raise unknown_name("RUN", run, known)
+    if difflib.get_close_matches(run, known, n=1, cutoff=0.5):
+        raise unknown_name("RUN", run, known)
+    raise UserError(
+        f"RUN: no run {run!r} among the {len(known)} in {str(folder)!r}; rbl leaderboard show --format csv lists them"
+    )
 
 
 def _find_examples(run: Run, given: Path | None, leaderboard: Path) -> Path:

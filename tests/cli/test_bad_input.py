@@ -41,6 +41,7 @@ MISTAKES = [
     # other numbers
     ("--steps 0", "--steps must be >= 1, got 0"),
     ("--steps 2.5", "--steps must be a whole number, got '2.5'"),
+    ("--steps 1e30", "--steps must be below 2**63, got '1e30'"),
     ("--attack-option steps=many", "--attack-option steps must be a number"),
     ("--step-size 0", "--step-size must be > 0, got 0"),
     ("--step-size nan", "--step-size must be a finite number"),

@@ -48,7 +48,8 @@ def test_images_that_were_changed_are_found_out(run_id: str, verify: Rbl) -> Non
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("nothing --model nets.py:make", "RUN: unknown name 'nothing'; known: nets.py_make"),
+        ("nothing --model nets.py:make", "RUN: no run 'nothing' among the 1 in 'lb/runs'; rbl leaderboard show"),
+        ("RUNX --model nets.py:make", "did you mean nets.py_make-none-npz_ok.npz-pgd-linf-0.02"),
         ("nowhere.parquet --model nets.py:make", "RUN: no such run file 'nowhere.parquet'"),
         ("nets.py --model nets.py:make", "nets.py: corrupt, truncated or no Parquet file"),
         ("RUN --model nets.py:mak", "--model nets.py: unknown name 'mak'; did you mean make?"),

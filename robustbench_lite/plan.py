@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -272,15 +273,21 @@ def _defense_record(defense: Defense, spec: str) -> DefenseRecord:
     from .records.specification import DefenseRecord
 
     at_inference = isinstance(defense, InferenceDefense)
+    resolved = {name: getattr(defense, name) for name in option_types(type(defense))}
     return DefenseRecord(
         name=defense.name,
         spec=spec.rsplit("/", 1)[-1],
-        options={name: getattr(defense, name) for name in option_types(type(defense))},
+        options={name: value for name, value in resolved.items() if value != _default(defense, name)},
+        resolved=resolved,
         source_sha256=_foreign_hash(defense),
         randomized=at_inference and defense.randomized,  # type: ignore[attr-defined]
         differentiable=not at_inference or defense.differentiable,  # type: ignore[attr-defined]
         kind="inference" if at_inference else "training",
     )
+
+
+def _default(thing: Defense, option: str) -> Any:
+    return next((f.default for f in dataclasses.fields(thing) if f.name == option), dataclasses.MISSING)
 
 
 def _foreign_hash(thing: Attack | Defense) -> str | None:

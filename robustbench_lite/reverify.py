@@ -138,7 +138,7 @@ def _identity_faults(
     recorded = specification.examples
     if recorded is not None and sha256_file(path) != recorded.sha256:
         yield f"the file {Path(path).name} is not the one the run names (SHA-256)"
-    wanted = [(d.name, d.options, d.source_sha256) for d in specification.defenses if d.kind == "inference"]
+    wanted = [(d.name, d.resolved, d.source_sha256) for d in specification.defenses if d.kind == "inference"]
     given = [(d.name, {n: getattr(d, n) for n in option_types(type(d))}, _foreign_hash(d)) for d in defenses]
     for item, part in enumerate(("defenses", "options of the defenses", "sources of the defenses")):
         ours, theirs = [entry[item] for entry in given], [entry[item] for entry in wanted]

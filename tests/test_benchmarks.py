@@ -84,7 +84,7 @@ class Sign(nn.Module):
 
 def part(benchmarks: Any, x: Tensor, y: Tensor, **changes: Any) -> Any:
     given = {"eps": 0.2, "step_size": 0.1, "steps": 3, "batch_size": 4} | changes
-    return benchmarks("parts").Part("toy", "a toy", Sign(), x, y, **given)
+    return benchmarks("parts").Part("toy", "a toy", Sign().eval(), x, y, **given)
 
 
 def test_calls_are_counted_forwards_and_backwards(benchmarks: Any) -> None:

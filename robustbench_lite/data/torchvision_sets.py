@@ -59,7 +59,8 @@ def _root(data_dir: Path | None, folder: str) -> Path:
 
 
 def _fetch(name: str, cls: Any, *, root: Path, train: bool, download: bool, folder: str) -> Any:
-    if not download and not (root / folder).is_dir():
+    # A download that failed leaves empty folders, in which nothing is damaged: all is missing.
+    if not download and not any(path.is_file() for path in (root / folder).rglob("*")):
         raise UserError(
             f"--dataset: {name} is not in {root}; "
             f"give the folder that holds {folder}/ with --data-dir, or fetch it with --download"

@@ -55,12 +55,16 @@ def _verdict(row: dict[str, Any], *, between: str) -> str:
     return f",{between}".join(word for word in words if word) or "-"
 
 
+def _target(row: dict[str, Any]) -> str:
+    return "" if row["target"] is None else f"target={row['target']}"
+
+
 def _cells(row: dict[str, Any], *, between: str) -> list[str]:
     return [
         row["model"],
-        row["defense"],
+        between.join(filter(None, (row["defense"], row["defense_options"]))),
         row["dataset"],
-        row["attack"] + (f" target={row['target']}" if row["target"] is not None else ""),
+        between.join(filter(None, (row["attack"], row["attack_options"], _target(row)))),
         f"{row['norm']} {eps_text(row['eps'])}",
         str(row["n"]),
         between.join(filter(None, _accuracy(row, "clean"))),

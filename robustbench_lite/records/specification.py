@@ -37,11 +37,15 @@ class ModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DefenseRecord:
-    """A defense and what it states of itself; `spec` is what the user typed."""
+    """A defense and what it states of itself; `spec` is what the user typed.
+
+    `options` are those that differ from the defaults, `resolved` are all.
+    """
 
     name: str
     spec: str
     options: dict[str, Any] = field(default_factory=dict)
+    resolved: dict[str, Any] = field(default_factory=dict)
     source_sha256: str | None = None
     randomized: bool
     differentiable: bool
@@ -198,7 +202,7 @@ class Specification:
             for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
         kept["model"] = _without(plain["model"], "weights", "recipe")
-        kept["defenses"] = [_without(defense, "spec") for defense in plain["defenses"]]
+        kept["defenses"] = [_without(defense, "spec", "options") for defense in plain["defenses"]]
         kept["attack"] = _without(plain["attack"], "options")
         return kept
 
@@ -208,6 +212,19 @@ class Specification:
         slug = "-".join([*map(_slug, parts), _slug(self.threat.norm), _slug(eps_text(self.threat.eps))])
         canonical = json.dumps(_canonical(self.identity()), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+    @property
+    def attack_options(self) -> str:
+        """The attack's options as passed: `steps=100 restarts=3`."""
+        return _pairs(self.attack.options)
+
+    @property
+    def defense_options(self) -> str:
+        """The defenses' options that differ from the defaults: `bits=3`, with names where there are several."""
+        several = len(self.defenses) > 1
+        return " ".join(
+            text for d in self.defenses if (text := _pairs(d.options, prefix=f"{d.name}." if several else ""))
+        )
 
     @property
     def defense(self) -> str:
@@ -227,6 +244,13 @@ def eps_text(eps: float) -> str:
     # An eps above 1000 is no fraction of anybody's pixels (and its product may overflow).
     count = round(eps * 255) if abs(eps) < 1000 else 0
     return f"{count}/255" if count >= 1 and abs(eps - count / 255) <= 1e-9 else format(eps, ".6g")
+
+
+def _pairs(options: dict[str, Any], *, prefix: str = "") -> str:
+    def plain(value: Any) -> str:
+        return eps_text(value) if isinstance(value, float) else str(value)
+
+    return " ".join(f"{prefix}{name}={plain(value)}" for name, value in options.items())
 
 
 def _slug(text: str) -> str:

@@ -68,7 +68,7 @@ def test_absent_files_name_both_ways_out(name: str, folder: str, tmp_path: Path)
     refused(name, "--dataset", f"{folder}/", "--data-dir", "--download", str(tmp_path), data_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / folder).mkdir()
-    refused(name, "missing or damaged", "--data-dir", "--download", data_dir=tmp_path)
+    refused(name, "is not in", "--data-dir", "--download", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])

@@ -124,7 +124,7 @@ def test_markdown_shows_shares_in_percent_with_intervals(frame: pd.DataFrame) ->
     lines = to_markdown(select(frame, ["eps=0.3"])).splitlines()
     assert [name.strip() for name in lines[0].split("|")[1:-1]] == HEADINGS
     cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
-    assert cells[:6] == ["small-cnn", "bit-depth", "digits", "pgd", "linf 0.3", "40"]
+    assert cells[:6] == ["small-cnn", "bit-depth", "digits", "pgd steps=5", "linf 0.3", "40"]
     low, high = 100 * row.robust_low, 100 * row.robust_high
     assert cells[7] == f"{100 * row.robust_accuracy:.1f} [{low:.1f}, {high:.1f}]"
     assert float(cells[8]) == pytest.approx(row.forwards / row.n, abs=0.05)
@@ -134,12 +134,12 @@ def test_markdown_shows_shares_in_percent_with_intervals(frame: pd.DataFrame) ->
 
 def test_markdown_of_a_failed_run_claims_nothing(frame: pd.DataFrame) -> None:
     line = to_markdown(select(frame, ["status=failed"])).splitlines()[2]
-    assert line.startswith("| mlp[red]\\| | none | digits | pgd | linf 8/255 | 9 | - | - |")
+    assert line.startswith("| mlp[red]\\| | none | digits | pgd steps=5 | linf 8/255 | 9 | - | - |")
     assert line.endswith("| failed |")
 
 
 def test_targets_are_told_apart(frame: pd.DataFrame) -> None:
-    assert "| pgd target=next |" in to_markdown(frame)
+    assert "| pgd steps=5 target=next |" in to_markdown(frame)
 
 
 @pytest.mark.parametrize("width", [100, 200])

@@ -90,7 +90,10 @@ class Result:
         from .records.summary import summarize
 
         row = summarize(self.run)
-        keep = "run_id status model defense defense_options dataset attack attack_options norm eps target n".split()
+        keep = (
+            *("run_id", "status", "model", "defense", "defense_options", "dataset"),
+            *("attack", "attack_options", "norm", "eps", "target", "n"),
+        )
         return {
             **{name: row[name] for name in keep},
             "run_file": None if self.file is None else str(self.file),

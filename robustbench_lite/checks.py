@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .losses import margin
-from .network import Network, Noise
+from .network import Network, Noise, seed_torch
 from .streams import Stream
 
 IMAGES = 16
@@ -53,7 +53,7 @@ def _seeded(network: Network, x: Tensor, draw: int) -> Tensor:
     """Logits with both kinds of randomness, torch's own and that of the streams, set by `draw`."""
     devices = [x.device] if x.is_cuda else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(draw)
+        seed_torch(draw, x.device)
         return network.logits(x, _noise(x, draw))
 
 
@@ -120,7 +120,7 @@ def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> l
         return margin(logits, y)
 
     with torch.random.fork_rng(devices):
-        torch.manual_seed(_SEEDS[0])
+        seed_torch(_SEEDS[0], x.device)
         gradient, _ = network.gradient(x, noise, loss, y)
     zero = gradient.flatten(1).abs().amax(1) == 0
     if int(zero.sum()) * 2 >= len(x):

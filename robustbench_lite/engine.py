@@ -16,7 +16,7 @@ from .network import Network, Noise
 from .query import Query
 from .registry import guard
 from .rows import concat, from_tensors, put, take, to_tensors
-from .streams import Stream, content_hashes
+from .streams import Stream, content_hashes, hash_rows
 from .targets import order_targets
 from .threat import Threat
 
@@ -123,6 +123,7 @@ class Engine:
         self.cursor = 0
         self.waiting: Entry | None = None
         self.active: Active | None = None
+        self._nobody: Entry | None = None
 
     def run(self) -> Iterator[tuple[Entry, Tensor]]:
         """Finished samples with their clean images after each step, possibly none.
@@ -164,7 +165,7 @@ class Engine:
         index, x, y, eps = index.to(device), x.to(device), y.to(device), eps.to(device)
         stream = Stream.of(content, seed=self.seed, device=device)
         zero = torch.zeros_like(y)
-        noise = Noise(stream.child("network"), zero)
+        noise = Noise(stream, zero)
         logits = self.network.logits(x, noise, draws=self.votes)
         prediction, clean_margin = logits.argmax(1), -margin(logits, y).double()
         targets = order_targets(self.target, logits, y, stream)
@@ -176,7 +177,7 @@ class Engine:
             y=y,
             eps=eps,
             key=stream.keys,
-            content=torch.tensor([list(bytes.fromhex(h)) for h in content], dtype=torch.uint8, device=device),
+            content=hash_rows(content).to(device),
             prediction=prediction,
             margin=clean_margin,
             targets=targets,
@@ -218,16 +219,15 @@ class Engine:
         """One step of every active sample; what is finished with it is returned and leaves."""
         assert self.active is not None
         entry, batch, state = self.active.entry, self.active.batch, self.active.state
-        if self.attack.length:
-            query = self._query(entry, batch)
-            with self._blame(batch):
-                state = self.attack.step(query, batch, state)
-            self._check(state, batch)
-            batch = replace(batch, step=batch.step + 1)
-            entry = self._settle(self._count(entry, query), batch, query)
-        over = batch.step >= self.attack.length
+        query = self._query(entry, batch)
         with self._blame(batch):
+            if self.attack.length:
+                state = self.attack.step(query, batch, state)
+                self._check(state, batch)
+                batch = replace(batch, step=batch.step + 1)
             early = self.attack.finished(batch, state)
+        entry = self._settle(self._count(entry, query), batch, query)
+        over = batch.step >= self.attack.length
         if early is not None:
             over = over | early
         if self.stop_on_success:
@@ -244,14 +244,20 @@ class Engine:
             next_try = self._start(replace(part, attempt=part.attempt + 1), take(batch.ball.x, again))
             active = put(active, again, next_try)
         self.active = active
-        if leaving.any():
-            self.active = take(active, ~leaving) if not leaving.all() else None
+        if not leaving.any():
+            return self._none_of(entry), batch.ball.x[:0]
+        self.active = take(active, ~leaving) if not leaving.all() else None
         return take(entry, leaving), take(batch.ball.x, leaving)
 
+    def _none_of(self, entry: Entry) -> Entry:
+        if self._nobody is None:
+            self._nobody = take(entry, entry.index[:0])
+        return self._nobody
+
     def _judge_last(self, entry: Entry, batch: Batch, state: State, which: Tensor) -> Entry:
-        rows = which.nonzero()[:, 0]
-        if not len(rows):
+        if not which.any():
             return entry
+        rows = which.nonzero()[:, 0]
         candidate = take(batch.ball, rows).project(state.candidate[rows].detach())
         return self._prove(entry, batch, rows, candidate)
 
@@ -265,13 +271,12 @@ class Engine:
         rows, images = query.claims()
         if not len(rows):
             return entry
-        fresh = ~entry.success[rows]
-        return self._prove(entry, batch, rows[fresh], images[fresh]) if fresh.any() else entry
+        return self._prove(entry, batch, rows, images)
 
     def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor) -> Entry:
         """The separate float32 pass over `images` for the samples at `rows`; the nearest to the goal is kept."""
-        part = take(entry, rows)
-        noise = Noise(Stream(part.key).child("network"), part.forwards)
+        part = take(entry, rows) if len(rows) < len(entry.y) else entry
+        noise = Noise(Stream(part.key), part.forwards)
         logits = self.network.logits(images, noise, draws=self.votes)
         targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
         success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)
@@ -282,18 +287,19 @@ class Engine:
         def choose(new: Tensor, old: Tensor, where: Tensor = better) -> Tensor:
             return torch.where(where.reshape(-1, *([1] * (old.ndim - 1))), new, old)
 
-        updated = replace(
-            part,
-            forwards=part.forwards + self.votes,
-            success=part.success | success,
-            success_step=choose(batch.step[rows], part.success_step, first),
-            success_attempt=choose(part.attempt, part.success_attempt, first),
-            adversarial=choose(images, part.adversarial),
-            adversarial_prediction=choose(logits.argmax(1), part.adversarial_prediction),
-            adversarial_margin=choose(-margin(logits, part.y).double(), part.adversarial_margin),
-            missing=choose(missing, part.missing),
-        )
-        return updated if len(rows) == len(entry.y) else put(entry, rows, updated)
+        changed = {
+            "forwards": part.forwards + self.votes,
+            "success": part.success | success,
+            "success_step": choose(batch.step[rows], part.success_step, first),
+            "success_attempt": choose(part.attempt, part.success_attempt, first),
+            "adversarial": choose(images, part.adversarial),
+            "adversarial_prediction": choose(logits.argmax(1), part.adversarial_prediction),
+            "adversarial_margin": choose(-margin(logits, part.y).double(), part.adversarial_margin),
+            "missing": choose(missing, part.missing),
+        }
+        if len(rows) < len(entry.y):
+            changed = {name: getattr(entry, name).index_copy(0, rows, new) for name, new in changed.items()}
+        return replace(entry, **changed)
 
     # -- small parts ----------------------------------------------------------------------------
 
@@ -306,10 +312,11 @@ class Engine:
             batch,
             access=self.attack.access,
             asker=f"attack {self.attack.name}",
-            noise=Stream(entry.key).child("network"),
+            noise=Stream(entry.key),
             forwards=entry.forwards,
             low=low,
             any_class=entry.any_class,
+            proved=entry.success,
         )
 
     @staticmethod
@@ -378,7 +385,9 @@ class _Blame:
 
     def __init__(self, what: str, batch: Batch) -> None:
         self.what = what
-        self.given = to_tensors(batch)
+        ball = batch.ball
+        given = (ball.x, ball.eps, batch.y, batch.targets, batch.step, batch.stream.keys)
+        self.given = [tensor for tensor in given if tensor is not None]
         self.versions = self._versions()
 
     def __enter__(self) -> None:
@@ -391,4 +400,4 @@ class _Blame:
             raise UserError(f"{self.what}: it changed its batch in place; expected it left as given, so clone it first")
 
     def _versions(self) -> list[int]:
-        return [tensor._version for tensor in self.given.values()]
+        return [tensor._version for tensor in self.given]

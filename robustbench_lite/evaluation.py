@@ -22,13 +22,14 @@ from .data import Dataset, from_arrays
 from .data.checks import checked_images
 from .data.dataset import as_pixels
 from .defense import Defense, wrap_all
-from .engine import Engine
+from .engine import Engine, Entry
 from .errors import RblError, UserError
-from .network import Network, Noise, exact_float32, frozen, placed
+from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
 from .registry import source_hash
 from .result import Result, finished_columns, make_table
+from .rows import concat
 from .streams import Stream
 from .targets import check_target
 
@@ -83,7 +84,7 @@ def run_plan(
         torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
-        torch.manual_seed(plan.seed)
+        seed_torch(plan.seed, plan.device)
         eot, votes = plan.draws
         network = Network(
             module,
@@ -154,6 +155,8 @@ class _Running:
         self.robust = 0
         self.count = 0
         self.resumed = 0
+        self.waiting: list[tuple[Entry, Tensor]] = []
+        self.waiting_rows = 0
 
     def finish(
         self, checkpoint: Checkpoint | None, note: Callable[[str], None] | None = None
@@ -164,23 +167,25 @@ class _Running:
             parts, before = loaded
             for part in parts:
                 self._take(part)
+                self._count(part["y"], part["prediction"], part["success"])
             self.resumed = self.count
             if note:
                 note(f"an unfinished run goes on: {self.count} of {self.total} samples were done")
         for entry, x in self.engine.run():
             if len(entry.y):
-                columns = finished_columns(entry, x, keep_images=self.plan.keep_images)
-                self._take(columns)
-                if checkpoint:
-                    checkpoint.add(columns)
+                self._wait(entry, x)
+            if self.waiting_rows >= self.plan.batch_size:
+                self._settle(checkpoint)
             if self.progress:
                 self.progress(Progress(self.count, self.robust, self.total, self.resumed, self._under_way()))
             stopping = self.stop is not None and self.stop()
             if checkpoint and (stopping or checkpoint.due()):
+                self._settle(checkpoint)
                 checkpoint.store(self.engine, before + time.monotonic() - began)
             if stopping and self.count < self.total:
                 kept = "; they are kept, and the same command goes on" if checkpoint else ""
                 raise Interrupted(f"stopped with {self.count} of {self.total} samples done{kept}")
+        self._settle(checkpoint)
         columns = {name: torch.cat([part[name] for part in self.done]) for name in self.done[0]}
         order = columns["index"].argsort()
         return {name: column[order] for name, column in columns.items()}, before + time.monotonic() - began
@@ -194,8 +199,27 @@ class _Running:
 
     def _take(self, columns: dict[str, Tensor]) -> None:
         self.done.append(columns)
-        self.count += len(columns["y"])
-        self.robust += int(((columns["prediction"] == columns["y"]) & ~columns["success"]).sum())
+
+    def _wait(self, entry: Entry, x: Tensor) -> None:
+        """Finished samples, whose columns are made with those of others: they come a few at a time."""
+        self.waiting.append((entry, x))
+        self.waiting_rows += len(entry.y)
+        self._count(entry.y, entry.prediction, entry.success)
+
+    def _settle(self, checkpoint: Checkpoint | None) -> None:
+        """Make the columns of what waits."""
+        if not self.waiting:
+            return
+        entries, images = zip(*self.waiting, strict=True)
+        columns = finished_columns(concat(entries), torch.cat(images), keep_images=self.plan.keep_images)
+        self.waiting, self.waiting_rows = [], 0
+        self._take(columns)
+        if checkpoint:
+            checkpoint.add(columns)
+
+    def _count(self, y: Tensor, prediction: Tensor, success: Tensor) -> None:
+        self.count += len(y)
+        self.robust += int(((prediction == y) & ~success).sum())
 
 
 def _probe(plan: Plan, network: Network) -> list[Finding]:

@@ -56,6 +56,16 @@ def placed(model: nn.Module, device: torch.device | str) -> Iterator[nn.Module]:
         model.to(found)
 
 
+def seed_torch(seed: int, device: torch.device | str) -> None:
+    """Seed torch's generators of the CPU and, where it has one, of this device.
+
+    `torch.manual_seed` seeds every accelerator, and before CUDA is in use it formats the stack and keeps it.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """Within: evaluation mode and no parameter wants a gradient; afterwards everything is as it was found."""
@@ -176,7 +186,7 @@ class Network:
     def _forward(self, x: Tensor, noise: Noise, draw: int, low: bool) -> Tensor:
         self.forward_rows += len(x)
         model = self.low_model if low and self.low_model is not None else self.model
-        with drawing(noise.stream.child(f"eot {draw}"), noise.draw):
+        with drawing(noise.stream, noise.draw, f"network {draw}"):
             try:
                 logits = model(x.to(self.dtype) if model is self.low_model else x)
             except UserError:

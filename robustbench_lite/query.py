@@ -50,6 +50,7 @@ class Query:
         forwards: Tensor,
         low: Tensor,
         any_class: bool = False,
+        proved: Tensor | None = None,
         watch: bool = True,
     ) -> None:
         self._network = network
@@ -64,7 +65,8 @@ class Query:
         self._all_low = self._any_low and bool(low.all())
         self.forwards = forwards.clone()
         self.backwards = torch.zeros_like(forwards)
-        self._claimed = torch.zeros_like(forwards, dtype=torch.bool)
+        # A sample that has its proof needs no other.
+        self._claimed = torch.zeros_like(forwards, dtype=torch.bool) if proved is None else proved.clone()
         self._claims: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -170,6 +172,7 @@ class Query:
         if not self._watching:
             return
         hits = reached(logits, y, None if self._any_class else targets)
+        hits &= ~(self._claimed if rows is None else self._claimed[rows])
         if not hits.any():
             return
         at = hits.nonzero()[:, 0]

@@ -98,6 +98,9 @@ def find(kind: str, spec: str, *, argument: str | None = None) -> Entry:
     Raises UserError for an unknown name (with the close ones) or a file that is not there.
     """
     argument = argument or f"--{kind.rstrip('s')}"
+    # Looking for what is installed reads the files of every distribution; a built-in does not wait for that.
+    if spec in builtins(kind):
+        return builtins(kind)[spec]
     known = names(kind)
     if spec in known:
         return known[spec]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .engine import Entry
-from .streams import content_hashes
+from .streams import content_hashes, hash_rows
 from .threat import distances
 
 if TYPE_CHECKING:
@@ -123,9 +123,7 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
         columns["target"] = torch.where(entry.success, entry.adversarial_prediction, entry.target)
     columns |= {f"distance_{norm}": d for norm, d in distances(x, entry.adversarial).items()}
     hashes = content_hashes(entry.adversarial)
-    columns["adversarial_content"] = torch.tensor([list(bytes.fromhex(h)) for h in hashes], dtype=torch.uint8).reshape(
-        -1, 32
-    )
+    columns["adversarial_content"] = hash_rows(hashes)
     columns["attempts"] = torch.full_like(entry.y, max(1, entry.targets.shape[1]))
     if keep_images:
         columns["adversarial"] = entry.adversarial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -12,14 +13,18 @@ from torch import Tensor
 R = TypeVar("R")
 
 
+@functools.cache
+def _names(cls: type) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
 def _map(first: Any, others: Sequence[Any], what: Any) -> Any:
     """Apply `what(list of tensors)` to each tensor of equally built values."""
     if isinstance(first, Tensor):
         return what([first, *others])
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         values = {
-            f.name: _map(getattr(first, f.name), [getattr(o, f.name) for o in others], what)
-            for f in dataclasses.fields(first)
+            name: _map(getattr(first, name), [getattr(o, name) for o in others], what) for name in _names(type(first))
         }
         new = object.__new__(type(first))
         for name, value in values.items():
@@ -30,7 +35,9 @@ def _map(first: Any, others: Sequence[Any], what: Any) -> Any:
 
 def take(rows: R, index: Tensor) -> R:
     """The rows at `index` (int64 or boolean), of a tensor or of every tensor inside a dataclass."""
-    return cast(R, _map(rows, [], lambda tensors: tensors[0][index]))
+    # index_select copies whole rows: several times as fast as indexing.
+    rows_wanted = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+    return cast(R, _map(rows, [], lambda tensors: tensors[0].index_select(0, rows_wanted)))
 
 
 def concat(parts: Sequence[R]) -> R:
@@ -43,9 +50,7 @@ def put(rows: R, index: Tensor, new: R) -> R:
 
     def replace(tensors: list[Tensor]) -> Tensor:
         old, fresh = tensors
-        result = old.clone()
-        result[index] = fresh
-        return result
+        return old.index_copy(0, index, fresh)
 
     return cast(R, _map(rows, [new], replace))
 
@@ -56,8 +61,8 @@ def to_tensors(rows: Any, prefix: str = "") -> dict[str, Tensor]:
         return {prefix: rows}
     found: dict[str, Tensor] = {}
     if dataclasses.is_dataclass(rows) and not isinstance(rows, type):
-        for f in dataclasses.fields(rows):
-            found |= to_tensors(getattr(rows, f.name), f"{prefix}.{f.name}" if prefix else f.name)
+        for name in _names(type(rows)):
+            found |= to_tensors(getattr(rows, name), f"{prefix}.{name}" if prefix else name)
     return found
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,12 @@ def _mix(z: Tensor) -> Tensor:
 def hash_text(text: str) -> int:
     """A signed 64-bit hash of a text, the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+
+
+def hash_rows(hashes: Sequence[str]) -> Tensor:
+    """Hashes in hexadecimal as bytes, (N, 32) uint8."""
+    raw = bytes.fromhex("".join(hashes))
+    return torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(-1, 32).copy())
 
 
 def content_hashes(x: Tensor) -> list[str]:
@@ -103,6 +110,7 @@ class Stream:
 class _Source:
     stream: Stream
     draw: Tensor
+    tag: str
     calls: int = field(default=0)
 
 
@@ -110,9 +118,12 @@ _source: ContextVar[_Source | None] = ContextVar("robustbench_lite_source", defa
 
 
 @contextlib.contextmanager
-def drawing(stream: Stream, draw: Tensor) -> Iterator[None]:
-    """Within: `normal_like` and `uniform_like` draw from these streams, row by row."""
-    token = _source.set(_Source(stream, draw))
+def drawing(stream: Stream, draw: Tensor, tag: str = "") -> Iterator[None]:
+    """Within: `normal_like` and `uniform_like` draw from these streams, row by row, for the purpose `tag`.
+
+    The children are made by whoever draws: most networks never do.
+    """
+    token = _source.set(_Source(stream, draw, tag))
     try:
         yield
     finally:
@@ -129,7 +140,7 @@ def _take(x: Tensor) -> tuple[Stream, Tensor] | None:
             f"got {len(x)}; draw once for each copy of the batch"
         )
     source.calls += 1
-    return source.stream.child(f"call {source.calls}"), source.draw
+    return source.stream.child(f"{source.tag} call {source.calls}"), source.draw
 
 
 def normal_like(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,12 +22,15 @@ _ROUNDING = 2.0**-24
 def distances(x: Tensor, other: Tensor) -> dict[str, Tensor]:
     """Distances between images (N, ...) in every norm, (N,) float64 each; `l0` counts changed numbers."""
     delta = (other.double() - x.double()).flatten(1).abs()
-    return {
-        "linf": delta.amax(1) if delta.shape[1] else delta.sum(1),
-        "l2": delta.square().sum(1).sqrt(),
-        "l1": delta.sum(1),
-        "l0": (delta > 0).sum(1).double(),
-    }
+    return {norm: length(delta) for norm, length in _LENGTHS.items()}
+
+
+_LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linf": lambda delta: delta.amax(1) if delta.shape[1] else delta.sum(1),
+    "l2": lambda delta: delta.square().sum(1).sqrt(),
+    "l1": lambda delta: delta.sum(1),
+    "l0": lambda delta: (delta > 0).sum(1).double(),
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Ball:
 
     def distance(self, candidate: Tensor) -> Tensor:
         """Distance of each candidate from its image in the ball's norm, (N,) float64."""
-        return distances(self.x, candidate)[self.norm]
+        return _LENGTHS[self.norm]((candidate.double() - self.x.double()).flatten(1).abs())
 
     def contains(self, candidate: Tensor) -> Tensor:
         """Which candidates are in the ball and in the box, exactly, (N,) bool."""

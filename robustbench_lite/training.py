@@ -102,6 +102,7 @@ class Trainer:
     """The training loop, given to a train-time defense's `fit`.
 
     perturb: stands in for `robustbench_lite.perturbation.perturb`, with the same arguments.
+    done: the share of the present training that is over, in [0, 1), for losses that change on the way.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Trainer:
         self.recipe = recipe
         self.device = torch.device(device)
         self._progress = progress
+        self.done = 0.0
         self._perturb = perturb
         self._perturbed = 0
 
@@ -145,6 +147,7 @@ class Trainer:
                     watch.start()
                     for batch, (x, y) in enumerate(self._batches(data, batches, order)):
                         _set_lr(optimizer, recipe, (epoch * batches.count + batch + 0.5) / total)
+                        self.done = (epoch * batches.count + batch) / total
                         watch.add(self._step(model, x, y, loss, optimizer, epoch), y)
                         if self._progress is not None:
                             self._progress(watch.progress(epoch, recipe.epochs, batch, batches.count))

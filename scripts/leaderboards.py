@@ -35,6 +35,10 @@ def runs() -> Iterator[tuple[str, ...]]:
     for defense in DEFENSES:
         for attack in ATTACKS:
             yield "--model", "small-cnn", "--norm", "linf", "--eps", "8/255", "--attack", attack, *defense
+    # A threat that an undefended network does not survive.
+    for defense in ((), ("--defense", "adversarial-training", "--defense-option", "eps=0.1")):
+        for attack in ATTACKS:
+            yield "--model", "small-cnn", "--norm", "linf", "--eps", "0.1", "--attack", attack, *defense
 
 
 def table() -> str:

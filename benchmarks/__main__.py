@@ -44,11 +44,13 @@ def main(
 
     from .contestants import contestants
     from .measure import measure
+    from .memory import keep_memory
     from .parts import PARTS, Absent
     from .report import machine, show
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
+    keep_memory()
     status = Console(stderr=True, highlight=False)
     out = Console(width=None if sys.stdout.isatty() else 140)
     out.print(machine(torch.get_num_threads(), cores), highlight=False, soft_wrap=True)

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from robustbench_lite.defense import TrainingDefense
 from robustbench_lite.errors import UserError
-from robustbench_lite.options import parse_number, parse_pairs
+from robustbench_lite.options import parse_pairs
+from robustbench_lite.perturbation import make_attack
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -39,17 +40,13 @@ class AdversarialTraining(TrainingDefense):
     warmup: float = 0.5
 
     def __post_init__(self) -> None:
-        Threat(self.norm, self.eps)
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup must be in [0, 1], got {self.warmup:g}")
-        self._options()
+        make_attack(self.attack, self._options(), Threat(self.norm, self.eps))
 
     def _options(self) -> dict[str, str]:
         given = parse_pairs("attack_options", filter(None, self.attack_options.split(",")))
-        for key in ("steps", "restarts"):
-            if key in given:
-                parse_number(f"attack_options {key}", given[key])
-        return given or ({"steps": "7"} if self.attack == "pgd" else {})
+        return {"steps": "7", **given} if self.attack == "pgd" else given
 
     def fit(self, model: nn.Module, data: Dataset, trainer: Trainer) -> nn.Module:
         """The network trained on adversarial images alone."""

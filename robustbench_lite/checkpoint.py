@@ -65,6 +65,11 @@ class Checkpoint:
                 ) from None
             yield
 
+    @property
+    def exists(self) -> bool:
+        """Whether a process before this one stored something."""
+        return (self.folder / "engine.safetensors").exists()
+
     def load(self, engine: Engine) -> tuple[list[dict[str, Tensor]], float] | None:
         """Put the engine where it was stored: the finished columns and the seconds spent; None where nothing fits."""
         try:

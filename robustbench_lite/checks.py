@@ -71,6 +71,20 @@ def _check_output(network: Network, x: Tensor) -> list[Finding]:
     return []
 
 
+def _draws_globally(network: Network, x: Tensor) -> bool:
+    """Whether a forward pass takes numbers from torch's own generator."""
+    devices = [x.device] if x.is_cuda else []
+    with torch.random.fork_rng(devices):
+        seed_torch(_SEEDS[0], x.device)
+
+        def state() -> Tensor:
+            return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+        before = state()
+        network.logits(x, _noise(x, _SEEDS[0]))
+        return not torch.equal(before, state())
+
+
 def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Finding]:
     first, again, other = (_seeded(network, x, draw) for draw in (_SEEDS[0], _SEEDS[0], _SEEDS[1]))
     random = not torch.equal(first, other)
@@ -83,6 +97,14 @@ def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Findi
             Finding(
                 "the model is random and nothing states it: its answers were judged on one draw; state it by a "
                 "defense with randomized = True, or take the randomness out",
+                fatal=True,
+            )
+        ]
+    if stated.randomized and _draws_globally(network, x):
+        return [
+            Finding(
+                "it draws from torch's global generator: an image's verdict depends on its batch; use "
+                "robustbench_lite.normal_like or uniform_like, whose numbers belong to the image",
                 fatal=True,
             )
         ]

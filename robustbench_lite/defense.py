@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .streams import replaying
+
 if TYPE_CHECKING:
     from .data.dataset import Dataset
     from .training import Trainer
@@ -78,11 +80,13 @@ def see_through(defense: InferenceDefense, x: Tensor) -> Tensor:
     """`defense.transform(x)`, with the gradient of its surrogate where it is not differentiable."""
     if defense.differentiable:
         return defense.transform(x)
-    with torch.no_grad():
-        seen = defense.transform(x)
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return seen
-    replaced: Tensor = _Substitute.apply(seen, defense.surrogate(x))
+    with replaying() as again:
+        with torch.no_grad():
+            seen = defense.transform(x)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return seen
+        again()  # a random surrogate stands in for the draws that were made
+        replaced: Tensor = _Substitute.apply(seen, defense.surrogate(x))
     return replaced
 
 

@@ -94,8 +94,9 @@ class Engine:
 
     A sample leaves the active set as soon as an image of it is proved adversarial, and the next takes
     its place. A proof is a pass of its own in float32 over the final image, inside the ball and the box,
-    with `votes` draws of a randomised network. Samples that the network gets wrong are not attacked.
-    stop_on_success=False keeps every sample to its last step, as most libraries do.
+    with `votes` draws of a randomised network, the same draws for each image of a sample. Samples that
+    the network gets wrong are not attacked. stop_on_success=False keeps every sample to its last step,
+    as most libraries do.
     """
 
     def __init__(
@@ -276,7 +277,9 @@ class Engine:
     def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor) -> Entry:
         """The separate float32 pass over `images` for the samples at `rows`; the nearest to the goal is kept."""
         part = take(entry, rows) if len(rows) < len(entry.y) else entry
-        noise = Noise(Stream(part.key), part.forwards)
+        # The draws of a verdict are those of the clean pass: the same image gets the same verdict, and no attack
+        # succeeds by being judged often.
+        noise = Noise(Stream(part.key), torch.zeros_like(part.forwards))
         logits = self.network.logits(images, noise, draws=self.votes)
         targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
         success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)

@@ -24,6 +24,7 @@ from .data.dataset import as_pixels
 from .defense import Defense, wrap_all
 from .engine import Engine, Entry
 from .errors import RblError, UserError
+from .models.identity import tensors_sha256
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
@@ -95,7 +96,7 @@ def run_plan(
             max_batch=max(plan.batch_size, 1),
         )
         source = PlanSource(plan)
-        findings = _probe(plan, network)
+        findings, answers = _probe(plan, network)
         for finding in findings:
             if warn:
                 warn(finding.text)
@@ -119,7 +120,7 @@ def run_plan(
             columns, seconds = run.finish(None)
         else:
             folder = leaderboard / "runs" / f"{specification.run_id()}{shard_suffix(plan)}.partial"
-            checkpoint = Checkpoint(folder, resume_key(plan, specification))
+            checkpoint = Checkpoint(folder, resume_key(plan, specification, answers))
             with checkpoint.locked():
                 if not resume:
                     checkpoint.clear()
@@ -171,6 +172,8 @@ class _Running:
             self.resumed = self.count
             if note:
                 note(f"an unfinished run goes on: {self.count} of {self.total} samples were done")
+        elif checkpoint and checkpoint.exists and note:
+            note("an unfinished run is there, computed in another way (batch size, threads, versions): it starts anew")
         for entry, x in self.engine.run():
             if len(entry.y):
                 self._wait(entry, x)
@@ -222,12 +225,17 @@ class _Running:
         self.robust += int(((prediction == y) & ~success).sum())
 
 
-def _probe(plan: Plan, network: Network) -> list[Finding]:
-    """Checks on the first images of the whole run, so that every shard says the same."""
-    index = plan.index[:IMAGES]
+def _probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
+    """Checks on some images of the whole run, so that every shard says the same."""
+    # Spread over the samples: a data set may come class by class.
+    index = plan.index[torch.linspace(0, len(plan.index) - 1, min(IMAGES, len(plan.index))).long()]
     x, y = plan.data.images(index), plan.data.labels[index]
     check_images(x, y, len(plan.data.classes))
-    return check_model(network, x, y, plan.stated)
+    zero = torch.zeros(len(x), dtype=torch.int64, device=network.device)
+    logits = network.logits(x.to(network.device), Noise(Stream(zero), zero), draws=1)
+    # Two networks of one name and the same weights may still compute differently; a stored run is only gone on with
+    # where the answers are the same to the last bit.
+    return check_model(network, x, y, plan.stated), tensors_sha256({"logits": logits})
 
 
 def _result(

@@ -31,7 +31,8 @@ def cross_entropy(logits: Tensor, y: Tensor, targets: Tensor | None = None) -> T
     way; but this one never underflows: where p_y rounds to 1 the gradient of cross entropy is zero in
     float32 and an attack stands still (gradient masking by large logits, Carlini and Wagner 2017,
     arXiv:1608.04644, section V). Departure from the usual: the gradient's length, which no attack that
-    normalises it can see.
+    normalises it can see; averaged over draws of a randomised network, a draw that is fooled already weighs
+    as much as one that is not.
     """
     if targets is None:
         return torch.logsumexp(_without(logits, y), 1) - _pick(logits, y)

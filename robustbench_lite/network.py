@@ -20,14 +20,18 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.flo
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Within: no shortened products (TF32) and no choice of algorithm by timing on CUDA; then as it was found."""
+    """Within: no autocast, no shortened products (TF32, bf16) and no choice of algorithm by timing; then as found."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     found = (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     cudnn.allow_tf32 = matmul.allow_tf32 = cudnn.benchmark = False
     cudnn.deterministic = True
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
+        torch.set_float32_matmul_precision(precision)
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = found
 
 
@@ -203,7 +207,7 @@ class Network:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
                 f"model: expected logits of shape ({len(x)}, {self.n_classes or 'K'}), one for each class, got {came}; "
-                "give a network made for the classes of the data"
+                "give a network made for the classes of the data, or say how many these are (npz: an array n_classes)"
             )
         logits = logits.float()
         if not torch.isfinite(logits.detach().sum()):
@@ -253,14 +257,16 @@ class Network:
         try:
             while size > 1:
                 self.block = size
-                if self._places_agree(images[:size]):
+                if self._places_agree(images[:size], low=False) and (
+                    self.low_model is None or self._places_agree(images[:size], low=True)
+                ):
                     return size
                 size //= 2
             return 1
         finally:
             self.block = kept
 
-    def _places_agree(self, images: Tensor) -> bool:
+    def _places_agree(self, images: Tensor, *, low: bool) -> bool:
         """Whether one image, in a block of itself and among others, comes out alike in every place."""
         size = len(images)
         batches: list[tuple[Tensor, slice]] = [(images[:1].expand_as(images).contiguous(), slice(None))]
@@ -271,7 +277,7 @@ class Network:
         same = torch.zeros(size, dtype=torch.int64, device=self.device)
         seen: list[Tensor] = []
         for x, rows in batches:
-            gradient, logits = self.gradient(x, Noise(Stream(same), same), lambda z: z.logsumexp(1) - z[:, 0])
+            gradient, logits = self.gradient(x, Noise(Stream(same), same), lambda z: z.logsumexp(1) - z[:, 0], low=low)
             seen.append(torch.cat([logits, gradient.flatten(1)], 1)[rows])
         rows_seen = torch.cat(seen)
         return torch.equal(rows_seen, rows_seen[:1].expand_as(rows_seen))

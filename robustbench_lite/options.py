@@ -24,6 +24,8 @@ def parse_number(argument: str, text: str | float) -> float:
     try:
         if isinstance(text, str):
             value = float(Fraction(text.replace(" ", ""))) if "/" in text else float(text)
+        elif isinstance(text, bool):
+            raise TypeError
         else:
             value = float(text)
     except (ValueError, ZeroDivisionError, OverflowError, TypeError):

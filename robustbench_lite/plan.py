@@ -18,6 +18,7 @@ from .data.dataset import Dataset, shard_of
 from .defense import Defense, InferenceDefense
 from .environment import environment_record
 from .errors import UserError, unknown_name
+from .models.identity import layout_sha256
 from .network import PRECISIONS, usable_device
 from .options import option_types
 from .registry import source_hash
@@ -190,10 +191,11 @@ def shard_suffix(plan: Plan) -> str:
     return f".shard-{plan.shard[0]}-of-{plan.shard[1]}" if plan.shard else ""
 
 
-def resume_key(plan: Plan, specification: Specification) -> dict[str, Any]:
+def resume_key(plan: Plan, specification: Specification, answers: str) -> dict[str, Any]:
     """What must be equal for a stored engine to go on bit for bit."""
     return {
         "identity": specification.identity(),
+        "answers": answers,
         "version": specification.version,
         "batch_size": plan.batch_size,
         "device": plan.device,
@@ -230,6 +232,7 @@ def specification_of(
             preprocessing=plan.model.preprocessing,
             recipe=plan.model.recipe,
             source_sha256=plan.model.source_sha256,
+            layout_sha256=layout_sha256(plan.model.module),
         ),
         defenses=tuple(_defense_record(d, spec) for d, spec in zip(plan.defenses, _specs(plan), strict=True)),
         dataset=DatasetRecord(
@@ -242,13 +245,13 @@ def specification_of(
         ),
         attack=AttackRecord(
             name=attack.name,
-            options=dict(plan.attack_options),
+            options={name: getattr(attack, name) for name in plan.attack_options},
             resolved={name: getattr(attack, name) for name in option_types(type(attack))},
             source_sha256=_foreign_hash(attack),
             access=attack.access,
         ),
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, low=threat.low, high=threat.high),
-        target=None if plan.target is None else str(plan.target),
+        target=None if plan.target is None else str(check_target(plan.target, plan.data.classes)),
         seed=plan.seed,
         eot=eot,
         votes=votes,

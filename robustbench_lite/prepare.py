@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, close_names
 from .options import configure, option_types, parse_pairs
-from .registry import find
+from .registry import builtins, find
 
 if TYPE_CHECKING:
     import torch
@@ -104,15 +104,19 @@ def prepare_model(
 
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
-    recipe comes from the cache.
+    recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
     """
     from .defense import TrainingDefense
     from .models import load_model
-    from .training import Recipe, describe, train_model
+    from .training import Recipe, describe, describe_defenses, train_model
 
     fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
-    retrain = retrain or bool(fitting)
     recipe = recipe or Recipe()
+    if fitting and weights and _trained_with(weights) == [_told(d) for d in describe_defenses(fitting)]:
+        if note:
+            note(f"{weights} was trained with {' + '.join(d.name for d in fitting)}; it is taken as it is")
+        fitting = []
+    retrain = retrain or bool(fitting)
     ready = weights is not None or _is_factory(spec)
     train_set = request.load("train") if retrain or not ready else None
 
@@ -135,6 +139,35 @@ def prepare_model(
         retrain=retrain and ready,
         seed=recipe.seed,
     )
+
+
+def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    return described["name"], dict(described["options"])
+
+
+def _trained_with(weights: str) -> list[tuple[str, dict[str, Any]]]:
+    """The defenses that the recipe inside a weights file names, with their options; none where it has none."""
+    from .errors import RblError
+    from .models.weights import read_weights
+
+    if not weights.endswith(".safetensors"):
+        return []
+    try:
+        said = read_weights(Path(weights).expanduser())[1]
+    except RblError:
+        return []  # what is wrong with the file is told where it is loaded
+    return [_told(described) for described in (said.get("recipe") or {}).get("defenses", [])]
+
+
+def recorded_defenses(network: LoadedModel, defenses: Sequence[Defense]) -> list[Defense]:
+    """The train-time defenses that made a network, by its recipe, which a record of it names as well as `defenses`."""
+    given = {d.name for d in defenses}
+    made: list[Defense] = []
+    for described in (network.recipe or {}).get("defenses", []):
+        known = builtins("defenses").get(described["name"])
+        if known is not None and described["name"] not in given:
+            made.append(configure(known.load(), described["options"], argument="the recipe of --weights"))
+    return made
 
 
 def _try(module: torch.nn.Module, data: Dataset) -> None:

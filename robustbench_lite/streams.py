@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -128,6 +128,23 @@ def drawing(stream: Stream, draw: Tensor, tag: str = "") -> Iterator[None]:
         yield
     finally:
         _source.reset(token)
+
+
+@contextlib.contextmanager
+def replaying() -> Iterator[Callable[[], None]]:
+    """Within: calling what is given makes the draws since the beginning come again; the end goes on after the first."""
+    source = _source.get()
+    if source is None:
+        yield lambda: None
+        return
+    start, ends = source.calls, [0]
+
+    def again() -> None:
+        ends.append(source.calls)
+        source.calls = start
+
+    yield again
+    source.calls = max(source.calls, *ends)
 
 
 def _take(x: Tensor) -> tuple[Stream, Tensor] | None:

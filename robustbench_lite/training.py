@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import RblError, UserError
+from .files import sha256_file
 from .models.seeding import seeded
 from .registry import guard, source_hash
 
@@ -337,9 +339,14 @@ def describe(data: Dataset, recipe: Recipe, defenses: Sequence[Fits] = ()) -> di
     described: dict[str, Any] = {
         "dataset": {"name": data.name, "split": data.split, "n": len(data), "fingerprint": data.fingerprint},
         **dataclasses.asdict(recipe.resolve(len(data))),
-        "defenses": [_describe(defense) for defense in defenses],
+        "defenses": describe_defenses(defenses),
     }
     return described
+
+
+def describe_defenses(defenses: Sequence[Fits]) -> list[dict[str, Any]]:
+    """What `describe` says of the defenses."""
+    return [_describe(defense) for defense in defenses]
 
 
 def _describe(defense: Fits) -> dict[str, Any]:
@@ -348,5 +355,8 @@ def _describe(defense: Fits) -> dict[str, Any]:
         key: value if isinstance(value, bool | int | float | str | None) else repr(value)
         for key, value in options.items()
     }
+    # An option may name a plug-in (an attack of the user's own), whose source decides the result too.
+    named = [value.rpartition(":")[0] for value in plain.values() if isinstance(value, str) and ".py:" in value]
+    sources = {Path(file).name: sha256_file(Path(file)) for file in named if Path(file).is_file()}
     name = getattr(defense, "name", type(defense).__name__)
-    return {"name": name, "options": plain, "source_sha256": source_hash(type(defense))}
+    return {"name": name, "options": plain, "source_sha256": source_hash(type(defense)), "plugins": sources}

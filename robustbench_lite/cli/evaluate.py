@@ -111,7 +111,7 @@ def evaluate(
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
     from ..perturbation import make_attack
     from ..plan import Plan, check_settings, make_threat
-    from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model
+    from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model, recorded_defenses
     from ..training import Recipe
     from .terminal import note, training_bar
 
@@ -156,12 +156,13 @@ def evaluate(
             progress=training,
             note=note,
         )
+    made_by = recorded_defenses(network, defenses)
     plan = Plan(
         **settings,
         model=network,
         attack_options=attack_options,
-        defenses=defenses,
-        defense_specs=defense or [],
+        defenses=[*made_by, *defenses],
+        defense_specs=[*(d.name for d in made_by), *(defense or [])],
         device=device,
         deterministic=deterministic,
         keep_images=save_examples is not None or figure is not None,

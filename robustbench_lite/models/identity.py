@@ -33,3 +33,8 @@ def state_sha256(module: nn.Module) -> str:
             **dict(module.named_buffers(remove_duplicate=False)),
         }
     )
+
+
+def layout_sha256(module: nn.Module) -> str:
+    """SHA-256 of how a module prints itself: its parts and their settings, activations included."""
+    return hashlib.sha256(repr(module).encode()).hexdigest()

@@ -18,7 +18,7 @@ from ..cache import cache_dir
 from ..errors import RecordError, UserError
 from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
-from .identity import state_sha256
+from .identity import layout_sha256, state_sha256
 from .normalize import Normalize
 from .weights import load_weights, read_weights, save_weights
 
@@ -92,7 +92,18 @@ def load_model(
             **(recipe or {}),
             **({"start": {"weights": origin, "sha256": state_sha256(module)}} if retrain else {}),
         }
-        module, known = _trained(source, module, train, {"recipe": described, "shape": [*shape], "classes": n_classes})
+        module, known = _trained(
+            source,
+            module,
+            train,
+            {
+                "recipe": described,
+                "shape": [*shape],
+                "classes": n_classes,
+                "layout": layout_sha256(module),
+                "source": source_hash(source.entry.load()) if source.entry is not None else None,
+            },
+        )
         origin = "trained"
     module.eval()
     return LoadedModel(

@@ -148,8 +148,8 @@ def settle(directory: Path, run: Run) -> tuple[Path, str]:
 
     Returns the file and `written`; `reproduced` where a file with the same verdicts is there already (it is
     left as it is); `differs: k of n verdicts` where the run is there with others (this one is written beside
-    it under the next free number). A failed run of the same name is replaced, and so is one with the same rows
-    where this one names saved examples.
+    it under the next free number). A failed run of the same name is replaced, and so is one with the same verdicts
+    where this one names saved examples, which are of its own rows.
     """
     path = run_path(directory, run.specification)
     status, number = "written", 1
@@ -160,8 +160,8 @@ def settle(directory: Path, run: Run) -> tuple[Path, str]:
                 break
             different, total = differing_verdicts(there, run)
             if different == 0:
-                if run.specification.examples and there.table.equals(run.table):
-                    break  # the same rows, and now their images are at hand
+                if run.specification.examples:
+                    break  # the same verdicts, and now the images of these rows are at hand
                 return path, "reproduced"
             status = f"differs: {different} of {total} verdicts" if status == "written" else status
         number += 1

@@ -23,7 +23,8 @@ STATUSES = ("complete", "shard", "failed")
 class ModelRecord:
     """The network: `weights` and `recipe` say where it came from, `sha256` and `source_sha256` what it is.
 
-    `source_sha256` is that of the file with a user's own network or factory.
+    `source_sha256` is that of the file with a user's own network or factory; `layout_sha256` that of the
+    network as it prints itself, which tells apart two of the same weights.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelRecord:
     preprocessing: dict[str, Any] | None = None
     recipe: dict[str, Any] | None = None
     source_sha256: str | None = None
+    layout_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

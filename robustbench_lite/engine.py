@@ -22,6 +22,7 @@ from .threat import Threat
 
 # The last part of a search in lower precision is done in float32: bf16 gradients alone find less.
 _LOW_SHARE = 0.75
+_PROVE_EVERY = 4
 
 
 class Source(Protocol):
@@ -43,7 +44,8 @@ class Entry:
 
     content: SHA-256 of the image as bytes (N, 32). key: of its stream of random numbers. targets: classes
     to aim at in turn (N, T). `adversarial` and what follows: the best image so far, and what verification
-    said of it. missing: by how much it misses the goal, in logits.
+    said of it. missing: by how much it misses the goal, in logits. claim: an image that waits for its proof,
+    claim_step: at which step it was seen, -1 for none.
     """
 
     index: Tensor
@@ -65,6 +67,8 @@ class Entry:
     adversarial_prediction: Tensor
     adversarial_margin: Tensor
     missing: Tensor
+    claim: Tensor
+    claim_step: Tensor
 
     @property
     def any_class(self) -> bool:
@@ -193,6 +197,8 @@ class Engine:
             adversarial_prediction=prediction,
             adversarial_margin=clean_margin,
             missing=torch.full_like(clean_margin, float("inf")),
+            claim=x,
+            claim_step=zero - 1,
         )
         done = take(entry, ~attacked)
         return done, take(entry, attacked)
@@ -211,7 +217,7 @@ class Engine:
         with self._blame(batch):
             state = self.attack.start(query, batch)
         self._check(state, batch)
-        entry = self._settle(self._count(entry, query), batch, query)
+        entry = self._settle(self._count(entry, query), batch, query, torch.ones_like(entry.success))
         return Active(entry, batch, state)
 
     # -- one step -------------------------------------------------------------------------------
@@ -227,10 +233,10 @@ class Engine:
                 self._check(state, batch)
                 batch = replace(batch, step=batch.step + 1)
             early = self.attack.finished(batch, state)
-        entry = self._settle(self._count(entry, query), batch, query)
         over = batch.step >= self.attack.length
         if early is not None:
             over = over | early
+        entry = self._settle(self._count(entry, query), batch, query, over)
         if self.stop_on_success:
             # A sample with a proof needs no judgement of its last candidate.
             entry = self._judge_last(entry, batch, state, over & ~entry.success)
@@ -260,22 +266,33 @@ class Engine:
             return entry
         rows = which.nonzero()[:, 0]
         candidate = take(batch.ball, rows).project(state.candidate[rows].detach())
-        return self._prove(entry, batch, rows, candidate)
+        return self._prove(entry, batch, rows, candidate, batch.step[rows])
 
     def _last_attempt(self, entry: Entry) -> Tensor:
         return entry.attempt + 1 >= self.attack.attempts * max(1, entry.targets.shape[1])
 
     # -- proof ----------------------------------------------------------------------------------
 
-    def _settle(self, entry: Entry, batch: Batch, query: Query) -> Entry:
-        """Prove what the query claimed of samples that have no proof yet."""
-        rows, images = query.claims()
-        if not len(rows):
-            return entry
-        return self._prove(entry, batch, rows, images)
+    def _settle(self, entry: Entry, batch: Batch, query: Query, over: Tensor) -> Entry:
+        """Note what the query claims, and prove what is due.
 
-    def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor) -> Entry:
-        """The separate float32 pass over `images` for the samples at `rows`; the nearest to the goal is kept."""
+        Claims come a few at a time, and a proof costs as much for one image as for many, so after the
+        first steps they are proved at every fourth step of their sample: a rule that knows one sample
+        only, so that counts do not depend on the batch.
+        """
+        rows, images = query.claims()
+        if len(rows):
+            claim = entry.claim.index_copy(0, rows, images)
+            entry = replace(entry, claim=claim, claim_step=entry.claim_step.index_copy(0, rows, batch.step[rows]))
+        due = (entry.claim_step >= 0) & (over | (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0))
+        if not due.any():
+            return entry
+        at = due.nonzero()[:, 0]
+        entry = self._prove(entry, batch, at, entry.claim.index_select(0, at), entry.claim_step[at])
+        return replace(entry, claim_step=torch.where(due, -1, entry.claim_step))
+
+    def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor, step: Tensor) -> Entry:
+        """The separate float32 pass over `images`, seen at `step`, for the samples at `rows`; the best is kept."""
         part = take(entry, rows) if len(rows) < len(entry.y) else entry
         # The draws of a verdict are those of the clean pass: the same image gets the same verdict, and no attack
         # succeeds by being judged often.
@@ -293,7 +310,7 @@ class Engine:
         changed = {
             "forwards": part.forwards + self.votes,
             "success": part.success | success,
-            "success_step": choose(batch.step[rows], part.success_step, first),
+            "success_step": choose(step, part.success_step, first),
             "success_attempt": choose(part.attempt, part.success_attempt, first),
             "adversarial": choose(images, part.adversarial),
             "adversarial_prediction": choose(logits.argmax(1), part.adversarial_prediction),
@@ -319,7 +336,7 @@ class Engine:
             forwards=entry.forwards,
             low=low,
             any_class=entry.any_class,
-            proved=entry.success,
+            proved=entry.success | (entry.claim_step >= 0),
         )
 
     @staticmethod
@@ -352,7 +369,8 @@ class Engine:
         """Everything needed to go on, as tensors; clean images are left out, the source has them."""
         stored = {"cursor": torch.tensor([self.cursor])}
         if self.waiting is not None and len(self.waiting.y):
-            stored |= {f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k != "adversarial"}
+            images = ("adversarial", "claim")  # of those who wait: still the clean ones
+            stored |= {f"waiting.{k}": v for k, v in to_tensors(self.waiting).items() if k not in images}
         if self.active is not None:
             stored |= {f"active.{k}": v for k, v in to_tensors(self.active).items() if not k.startswith("batch.ball.")}
         # A file of tensors takes no two that share memory, as the fields of a state may.
@@ -376,7 +394,7 @@ class Engine:
             return None
         fields = {k.removeprefix(prefix): v.to(self.network.device) for k, v in stored.items() if k.startswith(prefix)}
         if "adversarial" not in fields:
-            fields["adversarial"] = self.source.images(fields["index"].cpu()).to(self.network.device)
+            fields["adversarial"] = fields["claim"] = self.source.images(fields["index"].cpu()).to(self.network.device)
         return Entry(**fields)
 
 

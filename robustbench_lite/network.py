@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .losses import slope_of
 from .registry import guard
 from .streams import Stream, drawing
 
@@ -162,6 +163,8 @@ class Network:
         if not len(x):
             return torch.zeros_like(x), self._of_nothing(x)
 
+        slope: Callable[..., Tensor] | None = slope_of(loss)
+
         def compute(part: Tensor, part_noise: Noise, *part_rows: Tensor | None) -> tuple[Tensor, ...]:
             part = part.detach().requires_grad_()
             total: Tensor | None = None
@@ -169,10 +172,10 @@ class Network:
             for k in range(self.eot):
                 with torch.enable_grad():
                     logits = self._forward(part, part_noise, k, low)
-                    value = loss(logits, *part_rows).sum()
-                self.backward_rows += len(part)
-                gradient = _input_gradient(value, part)
+                    value = logits if slope else loss(logits, *part_rows).sum()
                 detached = logits.detach()
+                self.backward_rows += len(part)
+                gradient = _input_gradient(value, part, slope(detached, *part_rows) if slope else None)
                 total = gradient if total is None else total + gradient
                 mean = detached if mean is None else mean + detached
             assert total is not None and mean is not None
@@ -283,11 +286,14 @@ class Network:
         return torch.equal(rows_seen, rows_seen[:1].expand_as(rows_seen))
 
 
-def _input_gradient(value: Tensor, x: Tensor) -> Tensor:
-    """The gradient in x; zero where the value does not depend on x through anything differentiable."""
+def _input_gradient(value: Tensor, x: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The gradient in x of a value, or of logits whose own gradient is `slope`.
+
+    Zero where the value does not depend on x through anything differentiable.
+    """
     if not value.requires_grad:
         return torch.zeros_like(x)
-    gradient = cast("Tensor | None", torch.autograd.grad(value, x, allow_unused=True)[0])
+    gradient = cast("Tensor | None", torch.autograd.grad(value, x, slope, allow_unused=True)[0])
     if gradient is None:
         return torch.zeros_like(x)
     # A model that begins with a mean gives one number for all pixels; its caller may write into each.

@@ -37,20 +37,25 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, the same for all; default: all cores.")] = None,
     peers: Annotated[bool, typer.Option(help="Run the other libraries too.")] = True,
+    kept_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Freed memory stays with the process, as `rbl` has it; for all.")
+    ] = False,
     format: Annotated[Format, typer.Option(help="How the tables are printed.")] = Format.rich,
 ) -> None:
     """robustbench-lite beside torchattacks, foolbox and ART, and beside the gradients that nobody can do without."""
     import torch
 
+    from robustbench_lite.cli.speed import keep_memory
+
     from .contestants import contestants
     from .measure import measure
-    from .memory import keep_memory
     from .parts import PARTS, Absent
     from .report import machine, show
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
-    keep_memory()
+    if kept_memory:
+        keep_memory()
     status = Console(stderr=True, highlight=False)
     out = Console(width=None if sys.stdout.isatty() else 140)
     out.print(machine(torch.get_num_threads(), cores), highlight=False, soft_wrap=True)

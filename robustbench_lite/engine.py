@@ -284,7 +284,8 @@ class Engine:
         if len(rows):
             claim = entry.claim.index_copy(0, rows, images)
             entry = replace(entry, claim=claim, claim_step=entry.claim_step.index_copy(0, rows, batch.step[rows]))
-        due = (entry.claim_step >= 0) & (over | (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0))
+        early = (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0)
+        due = (entry.claim_step >= 0) & (over if self._claims_can_wait else over | early)
         if not due.any():
             return entry
         at = due.nonzero()[:, 0]
@@ -320,6 +321,11 @@ class Engine:
         if len(rows) < len(entry.y):
             changed = {name: getattr(entry, name).index_copy(0, rows, new) for name, new in changed.items()}
         return replace(entry, **changed)
+
+    @property
+    def _claims_can_wait(self) -> bool:
+        """Whether nothing hangs on a proof before the end: nobody leaves for it, and float32 seldom refutes itself."""
+        return not self.stop_on_success and self.votes == 1 and self.network.low_model is None
 
     # -- small parts ----------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ def environment_record() -> EnvironmentRecord:
     )
 
 
+@functools.cache
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, without importing it."""
     try:

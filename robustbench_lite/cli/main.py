@@ -14,12 +14,8 @@ import typer
 
 from ..errors import PluginError, RblError
 from . import doctor, evaluate, leaderboard, plugins, train, verify
+from .speed import prepare_process
 from .wording import as_typed, usage
-
-# Threads that wait by spinning take the cores from whoever works: with one more process on the machine a training
-# was measured ten times slower. torch's threads read this when they start.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # What the file system refuses is the user's to mend, wherever it comes up.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -62,6 +58,7 @@ def _main(
 
 def run() -> None:
     """Run the command line and exit: 0, 2 for what the user can mend, 1 for our fault, 130 for Ctrl-C."""
+    prepare_process()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -140,10 +140,11 @@ class _Decoder(torch.utils.data.Dataset[Tensor]):
 def _next(arrays: Iterator[Any]) -> Any:
     try:
         return next(arrays)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A worker's end is told by the loader, or first seen by whoever reads from it.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        first = str(error).splitlines()[0]
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--workers: one that decodes images was killed ({first}); ask for fewer") from error
 
 

@@ -25,7 +25,7 @@ from .engine import Engine
 from .errors import UserError
 from .files import write_whole
 
-EVERY = 5.0  # seconds between stores, at least
+EVERY = 2.0  # seconds between stores, at least
 _SHARE = 0.05  # of the run's time that storing may take
 
 

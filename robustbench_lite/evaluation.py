@@ -361,8 +361,10 @@ def evaluate(
 
 
 def _count_classes(model: nn.Module, x: Tensor) -> int:
-    if not isinstance(x, Tensor) or x.ndim != 4 or not len(x):
-        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(getattr(x, 'shape', ()))}")
+    if not isinstance(x, Tensor):
+        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
+    if x.ndim != 4 or not len(x):
+        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(x.shape)}")
     device = torch.device(_device_of(model))
     with (
         torch.inference_mode(False),

@@ -45,6 +45,10 @@ def show(
     frame, problems = derive(leaderboard)
     _say(problems)
     chosen = select(frame, where or [], sort)
+    if not len(chosen) and style == "rich":
+        from .terminal import note
+
+        note(f"no run of {len(frame)} matches" if len(frame) else f"no finished run in {leaderboard}")
     if style != "rich":
         typer.echo(writers[style](chosen).rstrip("\n"))
         return

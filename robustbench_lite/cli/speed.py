@@ -24,8 +24,8 @@ def prepare_process() -> None:
 def keep_memory() -> None:
     """Tell glibc to give nothing back to the system; elsewhere nothing is done.
 
-    Freed and asked for again, page by page, in each step, memory took 1.5 to 1.75 times the time of a
-    small network's gradient; whether it goes back hangs on how the heap happens to lie.
+    Freed and asked for again, page by page, in each step, memory made a small network's gradient take
+    about 1.5 times as long; whether it goes back hangs on how the heap happens to lie.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

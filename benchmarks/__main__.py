@@ -31,7 +31,7 @@ class Choice(enum.StrEnum):
 def main(
     part: Annotated[Choice, typer.Option(help="Which comparison.")] = Choice.all,
     robust_images: Annotated[int, typer.Option(min=10, help="MNIST test images of the robust part.")] = 1000,
-    standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 256,
+    standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,

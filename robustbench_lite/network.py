@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .convolution import FoldedConvolutions
 from .errors import UserError
 from .losses import slope_of
 from .registry import guard
@@ -170,7 +171,7 @@ class Network:
             total: Tensor | None = None
             mean: Tensor | None = None
             for k in range(self.eot):
-                with torch.enable_grad():
+                with torch.enable_grad(), FoldedConvolutions():
                     logits = self._forward(part, part_noise, k, low)
                     value = logits if slope else loss(logits, *part_rows).sum()
                 detached = logits.detach()

@@ -1,0 +1,104 @@
+"""The first convolution's gradient in its images on a CPU, as one product and a sum over overlaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_FEW = 4  # channels of an image, at most
+
+
+class FoldedConvolutions(TorchFunctionMode):
+    """Within: convolutions of images with few channels are differentiated in another order of the same sums.
+
+    The library's own gradient lays the channels of the image out in vectors, which one grey channel leaves
+    all but empty: measured 2 to 5 times slower than a product with the weights followed by `fold`, and, in a
+    small network, half of the whole input gradient. The same holds for patches side by side (kernel = stride).
+    Only where it pays and is the same function: float32 on a CPU, one group, and weights that want no gradient
+    themselves. Nothing else is touched, and the forward pass is the library's.
+    """
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The call as it is, or its convolution with our gradient."""
+        del types
+        if function is F.conv2d and not kwargs and torch.is_grad_enabled() and _pays(*args):
+            return _Folded.apply(*args)
+        return function(*args, **(kwargs or {}))
+
+
+def _pays(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    if not (type(x) is Tensor and x.requires_grad and x.ndim == 4 and x.shape[1] <= _FEW and groups == 1):
+        return False
+    if weight.requires_grad or (bias is not None and bias.requires_grad) or not len(x):
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.shape[1] == 1:
+        return True
+    return _pair(stride) == tuple(weight.shape[2:]) and _pair(dilation) == (1, 1)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    first, last = (value * 2)[:2] if len(value) == 1 else value
+    return int(first), int(last)
+
+
+class _Folded(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """The library's convolution."""
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """What the gradient needs: the weights and the geometry, not the images."""
+        del output
+        x, weight = inputs[:2]
+        given = inputs[3:6]
+        stride, padding, dilation = given + (1, 0, 1)[len(given) :]
+        ctx.save_for_backward(weight)
+        ctx.size, ctx.kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+        ctx.geometry = (_pair(dilation), _pair(padding), _pair(stride))
+        ctx.given = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Each output pixel's share of each pixel under its kernel, summed where kernels overlap."""
+        (gradient,) = gradients
+        (weight,) = ctx.saved_tensors
+        columns = weight.flatten(1).t() @ gradient.flatten(2)
+        folded = F.fold(columns, ctx.size, ctx.kernel, *ctx.geometry)
+        return (folded, *([None] * (ctx.given - 1)))

@@ -1,0 +1,95 @@
+"""The folded gradient is the library's own gradient, and is taken only where it is said to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robustbench_lite.convolution import FoldedConvolutions, _Folded
+
+
+def _gradient(x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    logits = F.conv2d(leaf, weight, *geometry)
+    slope = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+    return torch.autograd.grad(logits, leaf, slope)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.integers(1, 4),
+    size=st.tuples(st.integers(7, 12), st.integers(7, 12)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.integers(1, 2),
+)
+def test_equals_the_librarys_gradient(
+    channels: int,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: int,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand((2, channels, *size), generator=generator)
+    weight = torch.randn((5, channels, *kernel), generator=generator)
+    geometry = (None, stride, padding, dilation)
+    expected = _gradient(x.double(), weight.double(), *geometry)
+    with FoldedConvolutions():
+        found = _gradient(x, weight, *geometry)
+    assert torch.allclose(found.double(), expected, atol=1e-4)
+
+
+def _folds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one with each gradient of ours."""
+    seen: list[int] = []
+    own = _Folded.backward
+
+    def backward(ctx: object, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        seen.append(1)
+        return own(ctx, *gradients)
+
+    monkeypatch.setattr(_Folded, "backward", staticmethod(backward))
+    return seen
+
+
+def test_taken_for_grey_images_and_for_patches_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _folds(monkeypatch)
+    with FoldedConvolutions():
+        _gradient(torch.rand(2, 1, 8, 8), torch.rand(4, 1, 3, 3), torch.zeros(4), (1, 1), (1, 1))
+        assert len(seen) == 1
+        _gradient(torch.rand(2, 3, 8, 8), torch.rand(4, 3, 4, 4), None, (4, 4))
+        assert len(seen) == 2
+        _gradient(torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3))
+        _gradient(torch.rand(2, 2, 8, 8), torch.rand(4, 1, 3, 3), None, 1, 0, 1, 2)
+        _gradient(torch.rand(2, 1, 8, 8).double(), torch.rand(4, 1, 3, 3).double())
+        _gradient(torch.rand(2, 1, 8, 8), torch.rand(4, 1, 3, 3), None, 1, "same")
+        assert len(seen) == 2
+
+
+def test_weights_that_want_a_gradient_get_it() -> None:
+    layer = nn.Conv2d(1, 4, 3)
+    x = torch.rand(2, 1, 8, 8, requires_grad=True)
+    with FoldedConvolutions():
+        layer(x).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().max() > 0
+
+
+def test_a_gradient_can_be_differentiated_again() -> None:
+    weight = torch.rand(4, 1, 3, 3)
+    both = []
+    for context in (FoldedConvolutions(), torch.enable_grad()):
+        x = torch.linspace(0, 1, 128).reshape(2, 1, 8, 8).requires_grad_()
+        with context:
+            slope = torch.autograd.grad(F.conv2d(x, weight).pow(3).sum(), x, create_graph=True)[0]
+            both.append(torch.autograd.grad(slope.square().sum(), x)[0])
+    assert torch.allclose(both[0], both[1], rtol=1e-4)

@@ -48,7 +48,11 @@ class Attack:
     `start` and `step` must not mix samples: row i of what they return depends on row i of what they
     were given. They ask the network through the query only, and get random numbers from `batch.stream`.
     Class attributes: name, summary, source (paper), access ("gradient" > "score" > "label": what the
-    query will answer), norms, targeted (whether it can aim at a class).
+    query will answer), norms, targeted (whether it can aim at a class), minimal.
+
+    minimal: the attack looks for the nearest adversarial image, wherever in the box it is. Its ball is then as
+    wide as the box (`project` only clamps; `distance` and `norm` are those of the threat, whose eps it is not
+    told), each sample takes all its steps, and the nearest image seen at the goal is the one that is proved.
     """
 
     name: ClassVar[str]
@@ -57,6 +61,7 @@ class Attack:
     access: ClassVar[Access] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     targeted: ClassVar[bool] = True
+    minimal: ClassVar[bool] = False
 
     @property
     def length(self) -> int:
@@ -67,6 +72,13 @@ class Attack:
     def attempts(self) -> int:
         """Restarts, each with random numbers of its own, until one succeeds."""
         return 1
+
+    def ball(self, threat: Threat, x: Tensor, eps: Tensor | None = None) -> Ball:
+        """The ball in which it may look around each image: the threat's, or for a minimal attack the whole box."""
+        if not self.minimal:
+            return threat.around(x, eps)
+        widest = threat.widest(tuple(x.shape[1:]))
+        return threat.around(x, x.new_full((len(x),), 1.001 * widest))  # with room for rounding
 
     def resolve(self, threat: Threat) -> Self:
         """This attack with every default that depends on the threat filled in."""

@@ -45,7 +45,7 @@ class Entry:
     content: SHA-256 of the image as bytes (N, 32). key: of its stream of random numbers. targets: classes
     to aim at in turn (N, T). `adversarial` and what follows: the best image so far, and what verification
     said of it. missing: by how much it misses the goal, in logits. claim: an image that waits for its proof,
-    claim_step: at which step it was seen, -1 for none.
+    claim_step: at which step it was seen, -1 for none; claim_distance: how far it is, where nearer is better.
     """
 
     index: Tensor
@@ -69,6 +69,7 @@ class Entry:
     missing: Tensor
     claim: Tensor
     claim_step: Tensor
+    claim_distance: Tensor
 
     @property
     def any_class(self) -> bool:
@@ -101,6 +102,10 @@ class Engine:
     with `votes` draws of a randomised network, the same draws for each image of a sample. Samples that
     the network gets wrong are not attacked. stop_on_success=False keeps every sample to its last step,
     as most libraries do.
+
+    A minimal attack's samples take every step of every attempt; of what was seen at the goal the nearest is
+    proved, and it is a success where it lies within the sample's eps. max_queries: forward passes after which
+    a sample leaves, the clean pass included; what is seen with later ones counts for nothing.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Engine:
         batch_size: int = 256,
         votes: int = 1,
         stop_on_success: bool = True,
+        max_queries: int | None = None,
     ) -> None:
         self.attack = attack
         self.network = network
@@ -124,7 +130,8 @@ class Engine:
         self.seed = seed
         self.batch_size = batch_size
         self.votes = votes
-        self.stop_on_success = stop_on_success
+        self.stop_on_success = stop_on_success and not attack.minimal
+        self.max_queries = max_queries
         self.cursor = 0
         self.waiting: Entry | None = None
         self.active: Active | None = None
@@ -199,6 +206,7 @@ class Engine:
             missing=torch.full_like(clean_margin, float("inf")),
             claim=x,
             claim_step=zero - 1,
+            claim_distance=torch.full_like(clean_margin, float("inf")),
         )
         done = take(entry, ~attacked)
         return done, take(entry, attacked)
@@ -207,7 +215,7 @@ class Engine:
         """Samples with clean images x at the beginning of their present attempt."""
         stream = Stream(entry.key).child(f"attack {self.attack.name}").child(entry.attempt)
         batch = Batch(
-            ball=self.threat.around(x, entry.eps),
+            ball=self.attack.ball(self.threat, x, entry.eps),
             y=entry.y,
             targets=entry.target if entry.targets.shape[1] else None,
             step=torch.zeros_like(entry.y),
@@ -217,7 +225,9 @@ class Engine:
         with self._blame(batch):
             state = self.attack.start(query, batch)
         self._check(state, batch)
-        entry = self._settle(self._count(entry, query), batch, query, torch.ones_like(entry.success))
+        # What a start claims is proved at once, unless nearer may come.
+        due = torch.full_like(entry.success, not self.attack.minimal)
+        entry = self._settle(self._count(entry, query), batch, query, due)
         return Active(entry, batch, state)
 
     # -- one step -------------------------------------------------------------------------------
@@ -236,14 +246,27 @@ class Engine:
         over = batch.step >= self.attack.length
         if early is not None:
             over = over | early
+        spent = None
+        if self.max_queries is not None:
+            spent = query.forwards >= self.max_queries
+            over = over | spent
         entry = self._settle(self._count(entry, query), batch, query, over)
+        judged = over if self.max_queries is None else over & (query.forwards <= self.max_queries)
         if self.stop_on_success:
             # A sample with a proof needs no judgement of its last candidate.
-            entry = self._judge_last(entry, batch, state, over & ~entry.success)
+            entry = self._judge_last(entry, batch, state, judged & ~entry.success)
             leaving = entry.success | (over & self._last_attempt(entry))
+        elif self.attack.minimal:
+            # What is no nearer than the nearest needs none either.
+            distance = batch.ball.distance(state.candidate.detach())
+            nearer = (distance > 0) & (distance < entry.claim_distance * (1 - 1e-6))
+            entry = self._judge_last(entry, batch, state, judged & nearer)
+            leaving = over & self._last_attempt(entry)
         else:
-            entry = self._judge_last(entry, batch, state, over)
+            entry = self._judge_last(entry, batch, state, judged)
             leaving = over & (self._last_attempt(entry) | entry.success)
+        if spent is not None:
+            leaving = leaving | spent
         active = Active(entry, batch, state)
         again = (over & ~leaving).nonzero()[:, 0]
         if len(again):
@@ -254,7 +277,12 @@ class Engine:
         if not leaving.any():
             return self._none_of(entry), batch.ball.x[:0]
         self.active = take(active, ~leaving) if not leaving.all() else None
-        return take(entry, leaving), take(batch.ball.x, leaving)
+        done, x = take(entry, leaving), take(batch.ball.x, leaving)
+        if self.attack.minimal:
+            done = replace(
+                done, success=done.success & (take(batch.ball, leaving).distance(done.adversarial) <= done.eps.double())
+            )
+        return done, x
 
     def _none_of(self, entry: Entry) -> Entry:
         if self._nobody is None:
@@ -284,13 +312,17 @@ class Engine:
         if len(rows):
             claim = entry.claim.index_copy(0, rows, images)
             entry = replace(entry, claim=claim, claim_step=entry.claim_step.index_copy(0, rows, batch.step[rows]))
+            if self.attack.minimal:
+                entry = replace(entry, claim_distance=query.nearest)
         early = (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0)
         due = (entry.claim_step >= 0) & (over if self._claims_can_wait else over | early)
         if not due.any():
             return entry
         at = due.nonzero()[:, 0]
         entry = self._prove(entry, batch, at, entry.claim.index_select(0, at), entry.claim_step[at])
-        return replace(entry, claim_step=torch.where(due, -1, entry.claim_step))
+        # What a proof refuted must not stand in the way of what is farther.
+        far = torch.where(due & ~entry.success, float("inf"), entry.claim_distance)
+        return replace(entry, claim_step=torch.where(due, -1, entry.claim_step), claim_distance=far)
 
     def _prove(self, entry: Entry, batch: Batch, rows: Tensor, images: Tensor, step: Tensor) -> Entry:
         """The separate float32 pass over `images`, seen at `step`, for the samples at `rows`; the best is kept."""
@@ -304,6 +336,11 @@ class Engine:
         missing = -margin(logits, part.y, targets).double()
         better = (success & ~part.success) | ((success == part.success) & (missing < part.missing))
         first = success & ~part.success
+        if self.attack.minimal:
+            ball = take(batch.ball, rows)
+            nearer = ball.distance(images) < ball.distance(part.adversarial)
+            better = torch.where(success & part.success, nearer, better)
+            first = better & success
 
         def choose(new: Tensor, old: Tensor, where: Tensor = better) -> Tensor:
             return torch.where(where.reshape(-1, *([1] * (old.ndim - 1))), new, old)
@@ -325,7 +362,8 @@ class Engine:
     @property
     def _claims_can_wait(self) -> bool:
         """Whether nothing hangs on a proof before the end: nobody leaves for it, and float32 seldom refutes itself."""
-        return not self.stop_on_success and self.votes == 1 and self.network.low_model is None
+        sure = self.votes == 1 and self.network.low_model is None
+        return self.attack.minimal or (sure and not self.stop_on_success)
 
     # -- small parts ----------------------------------------------------------------------------
 
@@ -343,6 +381,8 @@ class Engine:
             low=low,
             any_class=entry.any_class,
             proved=entry.success | (entry.claim_step >= 0),
+            nearest=entry.claim_distance if self.attack.minimal else None,
+            max_queries=self.max_queries,
         )
 
     @staticmethod

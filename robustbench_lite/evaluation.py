@@ -113,6 +113,7 @@ def run_plan(
             batch_size=plan.batch_size,
             votes=votes,
             stop_on_success=plan.stop_on_success,
+            max_queries=plan.max_queries,
         )
         specification = specification_of(plan, started, findings, checked)
         run = _Running(plan, engine, len(source), progress, stop)
@@ -292,6 +293,7 @@ def evaluate(
     eot: int | None = None,
     votes: int | None = None,
     stop_on_success: bool = True,
+    max_queries: int | None = None,
     name: str | None = None,
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -303,7 +305,10 @@ def evaluate(
     norm, eps: the threat, eps in pixels of [0, 1] (a number, a fraction as text, or (N,) one a sample);
     default 8/255 for linf and 0.5 for l2. target: None, random, next, least-likely, all or a class.
     device: default the model's own. precision: float32, bf16 or f16 for the search; proofs are in float32.
+    max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
     leaderboard: folder that receives the run file; None writes nothing.
+
+    A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
 
     The model's mode, its parameters, the inputs and the global random state are left as they were found.
     Raises UserError for arguments that do not fit, in one line that says what was expected.
@@ -352,6 +357,7 @@ def evaluate(
         eot=eot,
         votes=votes,
         stop_on_success=stop_on_success,
+        max_queries=max_queries,
         keep_images=True,
     )
     result = run_plan(plan, leaderboard=None if leaderboard is None else Path(leaderboard), progress=progress)

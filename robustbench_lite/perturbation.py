@@ -73,7 +73,7 @@ def perturb(
     base = Stream(torch.zeros_like(place)).child(f"seed {seed}").child(place)
     with frozen(model), torch.no_grad():
         network = Network(model, device=device)
-        batch = Batch(threat.around(x), y, targets, torch.zeros_like(y), base.child(f"attack {made.name}"))
+        batch = Batch(made.ball(threat, x), y, targets, torch.zeros_like(y), base.child(f"attack {made.name}"))
         forwards = torch.zeros_like(y)
 
         def ask() -> Query:

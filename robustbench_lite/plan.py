@@ -70,6 +70,7 @@ class Plan:
     shard: tuple[int, int] | None = None
     stop_on_success: bool = True
     keep_images: bool = False
+    max_queries: int | None = None
 
     def __post_init__(self) -> None:
         check_settings(**{name: getattr(self, name) for name in _SETTINGS})
@@ -116,11 +117,12 @@ def check_settings(
     eot: int | None,
     votes: int | None,
     shard: tuple[int, int] | None,
+    max_queries: int | None,
 ) -> None:
     """Raise UserError for what of a plan is wrong whatever the model is, so that it is told before a training."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    for name, value in (("batch_size", batch_size), ("eot", eot), ("votes", votes)):
+    for name, value in (("batch_size", batch_size), ("eot", eot), ("votes", votes), ("max_queries", max_queries)):
         if value is not None and _whole(name, value) < 1:
             raise UserError(f"{name} must be >= 1, got {value}")
     if not 0 <= _whole("seed", seed) < 2**63:
@@ -249,6 +251,7 @@ def specification_of(
             resolved={name: getattr(attack, name) for name in option_types(type(attack))},
             source_sha256=_foreign_hash(attack),
             access=attack.access,
+            minimal=attack.minimal,
         ),
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, low=threat.low, high=threat.high),
         target=None if plan.target is None else str(check_target(plan.target, plan.data.classes)),
@@ -257,6 +260,7 @@ def specification_of(
         votes=votes,
         precision=plan.precision,
         deterministic=plan.deterministic,
+        max_queries=plan.max_queries,
         batch_size=plan.batch_size,
         shard=plan.shard,
         warnings=tuple(f.text for f in findings),

@@ -34,8 +34,10 @@ class Query:
     """What an attack may ask about the samples of its batch, and nothing more.
 
     Every answer is watched: an image that reaches the goal inside the ball and the box is a claim, which
-    the engine proves or drops. `rows` picks samples of the batch, (M,) int64, repeats allowed; without
-    it the images are one for each sample in order. Answers carry no autograd graph.
+    the engine proves or drops. With `nearest`, (N,) float64, only an image nearer than that is one, and of
+    several the nearest. Past `max_queries` forward passes of a sample nothing is a claim. `rows` picks samples
+    of the batch, (M,) int64, repeats allowed; without it the images are one for each sample in order. Answers
+    carry no autograd graph.
     Raises AccessError where the attack asks for more than it declared.
     """
 
@@ -51,6 +53,8 @@ class Query:
         low: Tensor,
         any_class: bool = False,
         proved: Tensor | None = None,
+        nearest: Tensor | None = None,
+        max_queries: int | None = None,
         watch: bool = True,
     ) -> None:
         self._network = network
@@ -61,6 +65,8 @@ class Query:
         self._low = low
         self._any_class = any_class
         self._watching = watch
+        self._nearest = None if nearest is None else nearest.clone()
+        self._max_queries = max_queries
         self._any_low = bool(low.any())
         self._all_low = self._any_low and bool(low.all())
         self.forwards = forwards.clone()
@@ -104,11 +110,26 @@ class Query:
         return Gradient(gradient, logits)
 
     def claims(self) -> tuple[Tensor, Tensor]:
-        """Samples seen to reach the goal since the query was made: positions (M,) and images; first come."""
+        """Samples seen to reach the goal since the query was made: positions (M,) and images.
+
+        The first of each sample, or with `nearest` the last, which is the nearest.
+        """
         if not self._claims:
             empty = torch.empty(0, dtype=torch.int64, device=self._claimed.device)
             return empty, self._batch.ball.x[empty]
-        return torch.cat([rows for rows, _ in self._claims]), torch.cat([x for _, x in self._claims])
+        if len(self._claims) == 1:
+            return self._claims[0]
+        rows, images = torch.cat([rows for rows, _ in self._claims]), torch.cat([x for _, x in self._claims])
+        last = torch.full_like(self.forwards, -1)
+        last.scatter_reduce_(0, rows, torch.arange(len(rows), device=rows.device), "amax")
+        last = last[last >= 0]
+        return rows[last], images[last]
+
+    @property
+    def nearest(self) -> Tensor:
+        """The distance of the nearest claim of each sample so far, (N,) float64."""
+        assert self._nearest is not None, "asked of a minimal attack's query only"
+        return self._nearest
 
     def _need(self, level: Access) -> None:
         if self._level < _LEVELS[level]:
@@ -172,18 +193,42 @@ class Query:
         if not self._watching:
             return
         hits = reached(logits, y, None if self._any_class else targets)
-        hits &= ~(self._claimed if rows is None else self._claimed[rows])
+        if self._nearest is None:
+            hits &= ~(self._claimed if rows is None else self._claimed[rows])
+        if self._max_queries is not None:
+            spent = self.forwards if rows is None else self.forwards[rows]
+            hits &= spent <= self._max_queries
         if not hits.any():
             return
         at = hits.nonzero()[:, 0]
         samples = at if rows is None else rows[at]
         images = x[at].detach()
-        legal = take(self._batch.ball, samples).project(images)
-        fresh = ((legal - images).flatten(1).abs().amax(1) <= _NEAR) & ~self._claimed[samples]
-        for position in fresh.nonzero()[:, 0].tolist() if rows is not None else ():
-            # The same sample may have several images in one query: the first counts.
-            fresh[position] = not self._claimed[samples[position]]
-            self._claimed[samples[position]] = True
+        ball = take(self._batch.ball, samples)
+        legal = ball.project(images)
+        fresh = (legal - images).flatten(1).abs().amax(1) <= _NEAR
+        if self._nearest is None:
+            fresh &= ~self._claimed[samples]
+            fresh = _first_of_each(samples, fresh, None if rows is None else at)
+        else:
+            distance = ball.distance(legal)
+            fresh &= distance < self._nearest[samples]
+            fresh = _first_of_each(samples, fresh, None if rows is None else distance)
+            self._nearest[samples[fresh]] = distance[fresh]
         self._claimed[samples[fresh]] = True
         if fresh.any():
             self._claims.append((samples[fresh], legal[fresh]))
+
+
+def _first_of_each(samples: Tensor, fresh: Tensor, order: Tensor | None) -> Tensor:
+    """Of the fresh ones, one of each sample: the smallest in `order`; None where no sample comes twice."""
+    if order is None or not fresh.any():
+        return fresh
+    at = fresh.nonzero()[:, 0]
+    at = at[torch.argsort(order[at], stable=True)]
+    by_sample = at[torch.argsort(samples[at], stable=True)]
+    ordered = samples[by_sample]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    kept = torch.zeros_like(fresh)
+    kept[by_sample[first]] = True
+    return kept

@@ -101,6 +101,7 @@ class Result:
             "robust_accuracy": row["robust_accuracy"],
             "robust_low": row["robust_low"],
             "robust_high": row["robust_high"],
+            "median_distance": row["median_distance"],
             "forwards": row["forwards"],
             "backwards": row["backwards"],
             "seconds": row["seconds"],

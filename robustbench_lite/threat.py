@@ -182,11 +182,17 @@ class Threat:
                 f"got {self.eps:g}; eps counts in pixels of [0, 1], so 8 of 255 is written 8/255"
             )
 
+    def widest(self, shape: tuple[int, ...]) -> float:
+        """How far apart two images of this shape (C, H, W) can be: the diameter of the box in the norm."""
+        width, count = self.high - self.low, torch.Size(shape).numel()
+        widest: dict[str, float] = {"linf": width, "l2": width * count**0.5, "l1": width * count, "l0": count}
+        return widest[self.norm]
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise UserError where eps is larger than the box of images of this shape is wide."""
-        widest = (self.high - self.low) * float(torch.Size(shape).numel()) ** 0.5
-        if self.norm == "l2" and self.eps > widest:
-            raise UserError(f"eps must be at most {widest:.4g}, the diagonal of the box of pixels, got {self.eps:g}")
+        widest = self.widest(shape)
+        if self.eps > widest:
+            raise UserError(f"eps must be at most {widest:.4g}, the diameter of the box of pixels, got {self.eps:g}")
 
     def each(self, count: int) -> Tensor:
         """eps for `count` samples, (count,) float32, rounded down: the ball is never larger than asked."""

@@ -57,6 +57,10 @@ def evaluate(
         str | None,
         typer.Option(help="random, next, least-likely, all, or a class; default untargeted.", rich_help_panel="Attack"),
     ] = None,
+    max_queries: Annotated[
+        int | None,
+        typer.Option(help="Forward passes that an image may cost; default no limit.", rich_help_panel="Attack"),
+    ] = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -142,6 +146,7 @@ def evaluate(
         "eot": eot,
         "votes": votes,
         "shard": part,
+        "max_queries": max_queries,
     }
     check_settings(**settings)
     with training_bar(f"training {model}") as training:
@@ -281,6 +286,9 @@ def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "clean accuracy", f"{100 * row['clean_accuracy']:5.1f} %"
         interval = f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
         yield "robust accuracy", f"[bold]{100 * row['robust_accuracy']:5.1f} %[/]  {interval}"
+        if specification.attack.minimal:
+            median = row["median_distance"]
+            yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {row['norm']}"
     elif specification.shard is not None:
         part, parts = specification.shard
         share = f"{row['n']} of {specification.dataset.samples} images"

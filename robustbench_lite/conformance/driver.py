@@ -92,7 +92,9 @@ class Driver:
     ) -> Batch:
         """The batch that an attack is given at its start; its random streams belong to the images."""
         stream = Stream.of(content_hashes(x), seed=seed).child(f"attack {self.attack.name}")
-        return Batch(self.threat.around(x, eps), y, targets, torch.zeros_like(y), stream.child(torch.zeros_like(y)))
+        return Batch(
+            self.attack.ball(self.threat, x, eps), y, targets, torch.zeros_like(y), stream.child(torch.zeros_like(y))
+        )
 
     def start(self, batch: Batch) -> Running:
         """The samples before their first step."""
@@ -131,22 +133,32 @@ class Driver:
     def success(self, last: Running) -> Tensor:
         """Which samples reached the goal on the way or with the last candidate, (N,) bool."""
         batch = last.batch
+        candidate = batch.ball.project(last.state.candidate.clone())
         with torch.no_grad():
-            logits = self.model(batch.ball.project(last.state.candidate.clone()))
-        return last.fooled | reached(logits, batch.y, batch.targets)
+            found = reached(self.model(candidate), batch.y, batch.targets)
+        if self.attack.minimal:
+            found &= batch.ball.distance(candidate) <= self.threat.eps
+        return last.fooled | found
 
     def _query(self, batch: Batch, noise: Stream, forwards: Tensor) -> _Watched:
         access: Access = self.attack.access
         low = torch.zeros_like(batch.y, dtype=torch.bool)
         asker = f"attack {self.attack.name}"
-        query = _Watched(self.network, batch, access=access, asker=asker, noise=noise, forwards=forwards, low=low)
+        nearest = torch.full(batch.y.shape, float("inf"), dtype=torch.float64) if self.attack.minimal else None
+        query = _Watched(
+            self.network, batch, access=access, asker=asker, noise=noise, forwards=forwards, low=low, nearest=nearest
+        )
         query.asked = self.asked
         return query
 
-    @staticmethod
-    def _running(query: Query, batch: Batch, state: State, noise: Stream, backwards: Tensor, fooled: Tensor) -> Running:
+    def _running(
+        self, query: Query, batch: Batch, state: State, noise: Stream, backwards: Tensor, fooled: Tensor
+    ) -> Running:
         fooled = fooled.clone()
-        fooled[query.claims()[0]] = True
+        if self.attack.minimal:
+            fooled |= query.nearest <= self.threat.eps
+        else:
+            fooled[query.claims()[0]] = True
         return Running(batch, state, noise, query.forwards, backwards + query.backwards, fooled)
 
     @staticmethod

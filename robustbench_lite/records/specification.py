@@ -68,13 +68,17 @@ class DatasetRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRecord:
-    """The attack with its options as passed and with every field as resolved."""
+    """The attack with its options as passed and with every field as resolved.
+
+    `minimal`: it looked for the nearest adversarial image, which may lie beyond eps.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     resolved: dict[str, Any] = field(default_factory=dict)
     source_sha256: str | None = None
     access: str
+    minimal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,7 @@ class Specification:
     votes: int = 1
     precision: str = "float32"
     deterministic: bool = False
+    max_queries: int | None = None
     batch_size: int
     shard: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
@@ -172,6 +177,8 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
+        if version == 1:
+            _complete_version_1(raw)
         specification: Specification = _decode(cls, raw, "specification")
         fault = specification._fault()
         if fault:
@@ -205,7 +212,9 @@ class Specification:
         }
         kept["model"] = _without(plain["model"], "weights", "recipe")
         kept["defenses"] = [_without(defense, "spec", "options") for defense in plain["defenses"]]
-        kept["attack"] = _without(plain["attack"], "options")
+        kept["attack"] = _without(plain["attack"], "options", "minimal")
+        if self.max_queries is not None:
+            kept["max_queries"] = self.max_queries
         return kept
 
     def run_id(self) -> str:
@@ -291,6 +300,13 @@ def _plain(value: Any, where: str) -> Any:
     if type(value) is float and math.isfinite(value):
         return value
     raise TypeError(f"{where} must be plain, finite JSON, got {value!r}")
+
+
+def _complete_version_1(raw: dict[str, Any]) -> None:
+    """Version 1 knew no minimal attacks and no limit of queries."""
+    raw.setdefault("max_queries", None)
+    if isinstance(raw.get("attack"), dict):
+        raw["attack"].setdefault("minimal", False)
 
 
 def _no_constant(name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,8 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("robust_high", pa.float64()),
         # of the attacked; null where none was
         pa.field("attack_success", pa.float64()),
+        # of minimal attacks, in the threat's norm, over all: a wrong sample is at 0; null where half were never fooled
+        pa.field("median_distance", pa.float64()),
         # sums over the samples
         pa.field("forwards", pa.int64(), nullable=False),
         pa.field("backwards", pa.int64(), nullable=False),
@@ -95,6 +98,7 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
         **_accuracy("clean", sum(correct), n if complete else 0),
         **_accuracy("robust", robust, n if complete else 0),
         "attack_success": sum(success) / attacked if complete and attacked else None,
+        "median_distance": _median_distance(run) if complete and s.attack.minimal else None,
         "forwards": sum(table["forwards"].to_pylist()),
         "backwards": sum(table["backwards"].to_pylist()),
         "seconds": s.times.seconds,
@@ -102,6 +106,33 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
         "warnings": len(s.warnings),
         "started": s.times.started,
     }
+
+
+def distances(run: Run) -> list[float]:
+    """How far the nearest adversarial image of each sample is, in the threat's norm; 0 where the clean one is wrong.
+
+    Infinity where none was found, or none was looked for (no possible target).
+    """
+    columns = (
+        "correct",
+        "attacked",
+        "label",
+        "target",
+        "adversarial_prediction",
+        f"distance_{run.specification.threat.norm}",
+    )
+    found = []
+    for correct, attacked, label, target, seen, distance in zip(
+        *(run.table[name].to_pylist() for name in columns), strict=True
+    ):
+        fooled = seen != label if run.specification.target is None else seen == target
+        found.append(0.0 if not correct else float(distance) if attacked and fooled else math.inf)
+    return found
+
+
+def _median_distance(run: Run) -> float | None:
+    median = statistics.median(distances(run))
+    return median if math.isfinite(median) else None
 
 
 def _accuracy(name: str, count: int, n: int) -> dict[str, float | None]:

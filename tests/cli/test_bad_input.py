@@ -35,7 +35,7 @@ MISTAKES = [
     ("--eps=nan", "--eps must be a finite number, got 'nan'"),
     ("--eps inf", "--eps must be a finite number, got 'inf'"),
     ("--eps 8", "--eps must be at most 1, the width of the box of pixels, for linf, got 8; eps counts in pixels"),
-    ("--eps 8.1 --norm l2", "--eps must be at most 8, the diagonal of the box of pixels, got 8.1"),
+    ("--eps 8.1 --norm l2", "--eps must be at most 8, the diameter of the box of pixels, got 8.1"),
     ("--eps 8/0", "--eps must be a number or a fraction such as 8/255, got '8/0'"),
     ("--eps eight", "--eps must be a number or a fraction such as 8/255, got 'eight'"),
     # other numbers

@@ -421,7 +421,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eps NaN": ({"eps": float("nan")}, r"^eps must be a finite number"),
     "eps of bytes": ({"eps": 8}, r"^eps must be at most 1.*8/255"),
     "eps text": ({"eps": "large"}, r"^eps must be a number or a fraction"),
-    "eps l2": ({"eps": 6.1, "norm": "l2"}, r"^eps must be at most 6, the diagonal"),
+    "eps l2": ({"eps": 6.1, "norm": "l2"}, r"^eps must be at most 6, the diameter"),
     "eps of too few": ({"eps": torch.full((39,), 0.1)}, r"^eps"),
     "eps of each negative": ({"eps": torch.full((40,), -0.1)}, r"^eps"),
     "eps of each NaN": ({"eps": torch.full((40,), float("nan"))}, r"^eps"),

@@ -21,6 +21,7 @@ class Batch:
     ball: the threat around each image, `ball.x` (N, C, H, W) in [0, 1] the clean image, `ball.eps` (N,).
     y: (N,) int64, the true label; targets: (N,) int64, the class aimed at, or None.
     step: (N,) int64, steps taken in this restart; stream: each sample's random numbers in this restart.
+    attempt: (N,) int64, which restart this is, from 0 to `attempts` - 1 (past it where classes are aimed at in turn).
     """
 
     ball: Ball
@@ -28,6 +29,7 @@ class Batch:
     targets: Tensor | None
     step: Tensor
     stream: Stream
+    attempt: Tensor
 
 
 @dataclass(frozen=True)

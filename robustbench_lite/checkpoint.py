@@ -24,6 +24,7 @@ from torch import Tensor
 from .engine import Engine
 from .errors import UserError
 from .files import write_whole
+from .portfolio import Chain
 
 EVERY = 2.0  # seconds between stores, at least
 _SHARE = 0.05  # of the run's time that storing may take
@@ -70,7 +71,7 @@ class Checkpoint:
         """Whether a process before this one stored something."""
         return (self.folder / "engine.safetensors").exists()
 
-    def load(self, engine: Engine) -> tuple[list[dict[str, Tensor]], float] | None:
+    def load(self, engine: Engine | Chain) -> tuple[list[dict[str, Tensor]], float] | None:
         """Put the engine where it was stored: the finished columns and the seconds spent; None where nothing fits."""
         try:
             tensors, note = _read(self.folder / "engine.safetensors")
@@ -92,7 +93,7 @@ class Checkpoint:
         """Whether it is time to store."""
         return time.monotonic() - self.last >= max(EVERY, self.cost / _SHARE)
 
-    def store(self, engine: Engine, seconds: float) -> None:
+    def store(self, engine: Engine | Chain, seconds: float) -> None:
         """Everything up to now, on disk."""
         began = time.monotonic()
         if not self.ours:

@@ -15,10 +15,10 @@ from .losses import margin, reached
 from .network import Network, Noise
 from .query import Query
 from .registry import guard
-from .rows import concat, from_tensors, put, take, to_tensors
+from .rows import concat, from_tensors, per_row, put, take, to_tensors
 from .streams import Stream, content_hashes, hash_rows
 from .targets import order_targets
-from .threat import Threat
+from .threat import Ball, Threat
 
 # The last part of a search in lower precision is done in float32: bf16 gradients alone find less.
 _LOW_SHARE = 0.75
@@ -104,8 +104,10 @@ class Engine:
     as most libraries do.
 
     A minimal attack's samples take every step of every attempt; of what was seen at the goal the nearest is
-    proved, and it is a success where it lies within the sample's eps. max_queries: forward passes after which
-    a sample leaves, the clean pass included; what is seen with later ones counts for nothing.
+    proved, and it is a success where it lies within the sample's eps. within=True lets a sample leave at the
+    first that does, and keeps none that does not. max_queries: forward passes after which a sample leaves, the
+    clean pass included; what is seen with later ones counts for nothing. tag: sets the random streams of this
+    engine's attack apart from those of another.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class Engine:
         votes: int = 1,
         stop_on_success: bool = True,
         max_queries: int | None = None,
+        within: bool = False,
+        tag: str = "",
     ) -> None:
         self.attack = attack
         self.network = network
@@ -132,6 +136,8 @@ class Engine:
         self.votes = votes
         self.stop_on_success = stop_on_success and not attack.minimal
         self.max_queries = max_queries
+        self.within = within and attack.minimal
+        self.tag = f"attack {attack.name}{tag}"
         self.cursor = 0
         self.waiting: Entry | None = None
         self.active: Active | None = None
@@ -213,13 +219,14 @@ class Engine:
 
     def _start(self, entry: Entry, x: Tensor) -> Active:
         """Samples with clean images x at the beginning of their present attempt."""
-        stream = Stream(entry.key).child(f"attack {self.attack.name}").child(entry.attempt)
+        stream = Stream(entry.key).child(self.tag).child(entry.attempt)
         batch = Batch(
             ball=self.attack.ball(self.threat, x, entry.eps),
             y=entry.y,
             targets=entry.target if entry.targets.shape[1] else None,
             step=torch.zeros_like(entry.y),
             stream=stream,
+            attempt=entry.attempt,
         )
         query = self._query(entry, batch)
         with self._blame(batch):
@@ -261,7 +268,7 @@ class Engine:
             distance = batch.ball.distance(state.candidate.detach())
             nearer = (distance > 0) & (distance < entry.claim_distance * (1 - 1e-6))
             entry = self._judge_last(entry, batch, state, judged & nearer)
-            leaving = over & self._last_attempt(entry)
+            leaving = (over & self._last_attempt(entry)) | self._near_enough(entry, batch)
         else:
             entry = self._judge_last(entry, batch, state, judged)
             leaving = over & (self._last_attempt(entry) | entry.success)
@@ -279,10 +286,36 @@ class Engine:
         self.active = take(active, ~leaving) if not leaving.all() else None
         done, x = take(entry, leaving), take(batch.ball.x, leaving)
         if self.attack.minimal:
-            done = replace(
-                done, success=done.success & (take(batch.ball, leaving).distance(done.adversarial) <= done.eps.double())
-            )
+            done = self._within_eps(done, take(batch.ball, leaving))
         return done, x
+
+    def _within_eps(self, entry: Entry, ball: Ball) -> Entry:
+        """A minimal attack's samples with `success` as the threat has it; farther images go where nobody asked."""
+        success = entry.success & (ball.distance(entry.adversarial) <= entry.eps.double())
+        if not self.within:
+            return replace(entry, success=success)
+        return replace(
+            entry,
+            success=success,
+            adversarial=torch.where(per_row(success, ball.x), entry.adversarial, ball.x),
+            adversarial_prediction=torch.where(success, entry.adversarial_prediction, entry.prediction),
+            adversarial_margin=torch.where(success, entry.adversarial_margin, entry.margin),
+        )
+
+    def _near_enough(self, entry: Entry, batch: Batch) -> Tensor:
+        """Samples that need look no further, (N,) bool: their proved image is within eps, and that is all we want."""
+        if not self.within or not entry.success.any():
+            return torch.zeros_like(entry.success)
+        return entry.success & (batch.ball.distance(entry.adversarial) <= entry.eps.double())
+
+    @property
+    def under_way(self) -> float:
+        """What was done for samples that are not finished, in samples, were all to take every step."""
+        if self.active is None or not self.attack.length:
+            return 0.0
+        entry, length = self.active.entry, self.attack.length
+        steps = int((self.active.batch.step + entry.attempt * length).sum())
+        return steps / (length * self.attack.attempts * max(1, entry.targets.shape[1]))
 
     def _none_of(self, entry: Entry) -> Entry:
         if self._nobody is None:
@@ -315,7 +348,10 @@ class Engine:
             if self.attack.minimal:
                 entry = replace(entry, claim_distance=query.nearest)
         early = (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0)
-        due = (entry.claim_step >= 0) & (over if self._claims_can_wait else over | early)
+        due = over if self._claims_can_wait else over | early
+        if self.within:
+            due = due | (entry.claim_distance <= entry.eps.double())
+        due = due & (entry.claim_step >= 0)
         if not due.any():
             return entry
         at = due.nonzero()[:, 0]
@@ -426,8 +462,8 @@ class Engine:
         """Go on where a snapshot was taken: the steps that follow are the same to the last bit."""
         device = self.network.device
         cursor, active = int(stored["cursor"][0]), None
-        waiting = self._stored_entry(stored, "waiting.")
-        entry = self._stored_entry(stored, "active.entry.")
+        waiting = self.stored_entry(stored, "waiting.")
+        entry = self.stored_entry(stored, "active.entry.")
         if entry is not None:
             # A start of the same samples gives the shape of the state; its numbers are then the stored ones.
             like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
@@ -435,7 +471,8 @@ class Engine:
             active = from_tensors(like, kept | to_tensors(like.batch.ball, "batch.ball"))
         self.cursor, self.waiting, self.active = cursor, waiting, active
 
-    def _stored_entry(self, stored: dict[str, Tensor], prefix: str) -> Entry | None:
+    def stored_entry(self, stored: dict[str, Tensor], prefix: str) -> Entry | None:
+        """The samples of a snapshot whose names begin with `prefix`; images that were not stored are the clean ones."""
         if f"{prefix}index" not in stored:
             return None
         fields = {k.removeprefix(prefix): v.to(self.network.device) for k, v in stored.items() if k.startswith(prefix)}

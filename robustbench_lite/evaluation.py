@@ -28,6 +28,7 @@ from .models.identity import tensors_sha256
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
+from .portfolio import Chain, engine_for
 from .registry import source_hash
 from .result import Result, finished_columns, make_table
 from .rows import concat
@@ -103,7 +104,7 @@ def run_plan(
         if plan.deterministic:
             network.block = network.uniform_block(tuple(plan.data.shape))
         checked = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
-        engine = Engine(
+        engine = engine_for(
             plan.attack,
             network,
             source,
@@ -143,7 +144,7 @@ class _Running:
     def __init__(
         self,
         plan: Plan,
-        engine: Engine,
+        engine: Engine | Chain,
         total: int,
         progress: Callable[[Progress], None] | None,
         stop: Callable[[], bool] | None,
@@ -181,7 +182,7 @@ class _Running:
             if self.waiting_rows >= self.plan.batch_size:
                 self._settle(checkpoint)
             if self.progress:
-                self.progress(Progress(self.count, self.robust, self.total, self.resumed, self._under_way()))
+                self.progress(Progress(self.count, self.robust, self.total, self.resumed, self.engine.under_way))
             stopping = self.stop is not None and self.stop()
             if checkpoint and (stopping or checkpoint.due()):
                 self._settle(checkpoint)
@@ -193,13 +194,6 @@ class _Running:
         columns = {name: torch.cat([part[name] for part in self.done]) for name in self.done[0]}
         order = columns["index"].argsort()
         return {name: column[order] for name, column in columns.items()}, before + time.monotonic() - began
-
-    def _under_way(self) -> float:
-        active, attack = self.engine.active, self.plan.attack
-        if active is None or not attack.length:
-            return 0.0
-        steps = int((active.batch.step + active.entry.attempt * attack.length).sum())
-        return steps / (attack.length * attack.attempts * max(1, active.entry.targets.shape[1]))
 
     def _take(self, columns: dict[str, Tensor]) -> None:
         self.done.append(columns)

@@ -73,7 +73,8 @@ def perturb(
     base = Stream(torch.zeros_like(place)).child(f"seed {seed}").child(place)
     with frozen(model), torch.no_grad():
         network = Network(model, device=device)
-        batch = Batch(made.ball(threat, x), y, targets, torch.zeros_like(y), base.child(f"attack {made.name}"))
+        zero = torch.zeros_like(y)
+        batch = Batch(made.ball(threat, x), y, targets, zero, base.child(f"attack {made.name}"), zero)
         forwards = torch.zeros_like(y)
 
         def ask() -> Query:
@@ -92,7 +93,7 @@ def perturb(
         state = made.start(query, batch)
         for step in range(made.length):
             forwards = query.forwards
-            batch = Batch(batch.ball, y, targets, torch.full_like(y, step), batch.stream)
+            batch = Batch(batch.ball, y, targets, torch.full_like(y, step), batch.stream, zero)
             query = ask()
             state = made.step(query, batch, state)
         return batch.ball.project(state.candidate.detach())

@@ -21,6 +21,7 @@ from .errors import UserError, unknown_name
 from .models.identity import layout_sha256
 from .network import PRECISIONS, usable_device
 from .options import option_types
+from .portfolio import Portfolio
 from .registry import source_hash
 from .targets import check_target
 from .threat import Threat
@@ -208,6 +209,15 @@ def resume_key(plan: Plan, specification: Specification, answers: str) -> dict[s
     }
 
 
+def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
+    """Every option as it stands, and those of a portfolio's parts."""
+    options = {name: getattr(attack, name) for name in option_types(type(attack))}
+    if isinstance(attack, Portfolio):
+        parts = (part.resolve(threat) for part in attack.parts(threat))
+        options["parts"] = [{"name": part.name, **_resolved(part, threat)} for part in parts]
+    return options
+
+
 def specification_of(
     plan: Plan, started: datetime.datetime, findings: Sequence[Finding], checked: dict[str, int]
 ) -> Specification:
@@ -248,7 +258,7 @@ def specification_of(
         attack=AttackRecord(
             name=attack.name,
             options={name: getattr(attack, name) for name in plan.attack_options},
-            resolved={name: getattr(attack, name) for name in option_types(type(attack))},
+            resolved=_resolved(attack, threat),
             source_sha256=_foreign_hash(attack),
             access=attack.access,
             minimal=attack.minimal,

@@ -10,9 +10,11 @@ from ..attack import Attack
 from ..defense import Defense, InferenceDefense, TrainingDefense
 from ..errors import UserError
 from ..options import configure
+from ..portfolio import Portfolio
 from .attack import check_behaviour, check_declared
 from .check import Check, Checks, Failed, check_description, failed, plural
 from .inference import check_inference
+from .portfolio import check_portfolio
 from .samples import SHAPES, Shape
 from .training import check_training
 
@@ -33,7 +35,9 @@ def check_attack(
     if not checks.run("description", lambda: _describe(_class_of(attack), Attack, "robustbench_lite.Attack")):
         return checks.done
     made = _make(attack, options, checks)
-    if made is not None and checks.run("declaration", lambda: check_declared(made)):
+    if isinstance(made, Portfolio):
+        check_portfolio(made, checks, shapes[0])
+    elif made is not None and checks.run("declaration", lambda: check_declared(made)):
         check_behaviour(made, checks, shapes)
     return checks.done
 

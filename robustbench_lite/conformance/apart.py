@@ -67,20 +67,23 @@ def check_refill(driver: Driver, shape: Shape) -> str:
     return "samples that join later fare as they would alone"
 
 
-class _Images:
+class Images:
     """A source for the engine."""
 
     def __init__(self, x: Tensor, y: Tensor, threat: Threat) -> None:
         self.x, self.y, self.eps = x, y, threat.each(len(y))
 
     def __len__(self) -> int:
+        """How many."""
         return len(self.y)
 
     def fetch(self, first: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next in order."""
         index = torch.arange(first, min(first + count, len(self)))
         return index, self.x[index], self.y[index], self.eps[index]
 
     def images(self, index: Tensor) -> Tensor:
+        """Any of them."""
         return self.x[index]
 
 
@@ -88,7 +91,7 @@ def _engine(driver: Driver, attack: Attack, x: Tensor, *, target: str | int | No
     return Engine(
         attack,
         Network(driver.model, n_classes=driver.classes),
-        _Images(x, driver.labels(x), driver.threat),
+        Images(x, driver.labels(x), driver.threat),
         threat=driver.threat,
         target=target,
         batch_size=size,

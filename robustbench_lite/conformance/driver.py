@@ -92,9 +92,8 @@ class Driver:
     ) -> Batch:
         """The batch that an attack is given at its start; its random streams belong to the images."""
         stream = Stream.of(content_hashes(x), seed=seed).child(f"attack {self.attack.name}")
-        return Batch(
-            self.attack.ball(self.threat, x, eps), y, targets, torch.zeros_like(y), stream.child(torch.zeros_like(y))
-        )
+        zero = torch.zeros_like(y)
+        return Batch(self.attack.ball(self.threat, x, eps), y, targets, zero, stream.child(zero), zero)
 
     def start(self, batch: Batch) -> Running:
         """The samples before their first step."""

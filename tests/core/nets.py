@@ -166,7 +166,7 @@ def ask(
     """A query of its own over these images."""
     zero = torch.zeros_like(y)
     stream = Stream(torch.arange(len(x))).child("test")
-    batch = Batch((threat or Threat("linf", 0.1)).around(x), y, targets, zero, stream)
+    batch = Batch((threat or Threat("linf", 0.1)).around(x), y, targets, zero, stream, zero)
     none_low = torch.zeros_like(y, dtype=torch.bool)
     return Query(
         network,

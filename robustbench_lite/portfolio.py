@@ -1,0 +1,181 @@
+"""Attacks over attacks: parts in turn, each on the samples that those before it left standing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attack import Attack, Batch, State
+from .engine import Engine, Entry, Source
+from .errors import UserError
+from .network import Network
+from .query import Query
+from .rows import concat, take, to_tensors
+from .threat import Threat
+
+_COHORT = 4096  # images at most that wait for the next part, twice in memory
+
+
+@dataclass(frozen=True)
+class Portfolio(Attack):
+    """Base of attacks that are made of others; `parts` says of which, and nothing else is written.
+
+    Each part is run as it would be alone, with the same random numbers, from the clean image, on the samples
+    that all parts before it left. A minimal part stops at the first image within eps.
+    """
+
+    def parts(self, threat: Threat) -> tuple[Attack, ...]:
+        """The attacks in their order, at least one."""
+        raise NotImplementedError
+
+    @property
+    def length(self) -> int:
+        """A portfolio takes no step of its own."""
+        return 0
+
+    def start(self, query: Query, batch: Batch) -> State:
+        """Refused: its parts are driven one by one."""
+        raise UserError(f"attack {self.name}: a portfolio of attacks cannot stand here; give one of its parts")
+
+    def step(self, query: Query, batch: Batch, state: State) -> State:
+        """As start."""
+        raise UserError(f"attack {self.name}: a portfolio of attacks cannot stand here; give one of its parts")
+
+
+def engine_for(attack: Attack, network: Network, source: Source, *, threat: Threat, **settings: Any) -> Engine | Chain:
+    """What drives this attack: an engine, or a chain of them; `settings` are those of Engine."""
+    if isinstance(attack, Portfolio):
+        return Chain(attack, network, source, threat=threat, **settings)
+    return Engine(attack, network, source, threat=threat, **settings)
+
+
+class Chain:
+    """Engines one after another over the samples, in cohorts small enough that those who wait fit into memory.
+
+    The same interface as an engine: finished samples come out of `run`, and between two of them it may be stored.
+    """
+
+    def __init__(self, attack: Portfolio, network: Network, source: Source, *, threat: Threat, **settings: Any) -> None:
+        self.network = network
+        self.source = source
+        self.threat = threat
+        self.settings = settings
+        # Whole batches: a source reads them ahead.
+        batch = int(settings.get("batch_size", 256))
+        self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
+        parts = [part.resolve(threat) for part in attack.parts(threat)]
+        names = [part.name for part in parts]
+        # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
+        again = [names[:k].count(name) for k, name in enumerate(names)]
+        self.parts = tuple(zip(parts, ["" if not n else f" again {n}" for n in again], strict=True))
+        self.first = 0  # of the present cohort
+        self.part = 0
+        self.left: list[Entry] = []
+        self.engine = self._engine(None)
+
+    def run(self) -> Iterator[tuple[Entry, Tensor]]:
+        """Finished samples with their clean images after each step, possibly none."""
+        while True:
+            last = self.part + 1 == len(self.parts)
+            for entry, x in self.engine.run():
+                standing = entry.attacked & ~entry.success
+                if self.settings.get("max_queries") is not None:
+                    standing = standing & (entry.forwards < self.settings["max_queries"])
+                if last or not bool(standing.any()):
+                    yield entry, x
+                    continue
+                self.left.append(_fresh(take(entry, standing), x[standing]))
+                yield take(entry, ~standing), x[~standing]
+            if not last and self.left:
+                self.part += 1
+                waiting, self.left = concat(self.left), []
+                self.engine = self._engine(waiting)
+                continue
+            self.first += len(self._cohort)
+            if self.first >= len(self.source):
+                return
+            self.part = 0
+            self.engine = self._engine(None)
+
+    @property
+    def under_way(self) -> float:
+        """What was done for samples that are not finished: the present part's share of the whole."""
+        waiting = 0 if self.engine.waiting is None else len(self.engine.waiting.y)
+        active = 0 if self.engine.active is None else len(self.engine.active.entry.y)
+        behind = sum(len(entry.y) for entry in self.left)
+        done = (waiting + active + behind) * self.part + behind + self.engine.under_way
+        return done / len(self.parts)
+
+    @property
+    def _cohort(self) -> _Slice:
+        return _Slice(self.source, self.first, self.size)
+
+    def _engine(self, waiting: Entry | None) -> Engine:
+        attack, tag = self.parts[self.part]
+        cohort = self._cohort
+        engine = Engine(attack, self.network, cohort, threat=self.threat, within=True, tag=tag, **self.settings)
+        if waiting is not None:
+            engine.waiting, engine.cursor = waiting, len(cohort)
+        return engine
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as tensors."""
+        stored = self.engine.snapshot() | {"chain": torch.tensor([self.first, self.part])}
+        if self.left:
+            kept = to_tensors(concat(self.left))
+            # Their images are the clean ones, which the source has.
+            names = [name for name in kept if name not in ("adversarial", "claim")]
+            stored |= {f"left.{name}": kept[name].detach().cpu().clone().contiguous() for name in names}
+        return stored
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Go on where a snapshot was taken."""
+        self.first, self.part = (int(n) for n in stored["chain"])
+        self.engine = self._engine(None)
+        left = self.engine.stored_entry(stored, "left.")
+        self.left = [] if left is None else [left]
+        self.engine.restore(stored)
+
+
+@dataclass
+class _Slice:
+    """One cohort of a source."""
+
+    source: Source
+    first: int
+    size: int
+
+    def __len__(self) -> int:
+        return min(self.size, len(self.source) - self.first)
+
+    def fetch(self, first: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next samples of the cohort."""
+        return self.source.fetch(self.first + first, count)
+
+    def images(self, index: Tensor) -> Tensor:
+        """The images of these indices."""
+        return self.source.images(index)
+
+
+def _fresh(entry: Entry, x: Tensor) -> Entry:
+    """Survivors as the next part shall find them: the clean image, no attempt taken; what they cost is kept."""
+    zero = torch.zeros_like(entry.attempt)
+    far = torch.full_like(entry.missing, float("inf"))
+    return replace(
+        entry,
+        attempt=zero,
+        success=torch.zeros_like(entry.success),
+        success_step=zero - 1,
+        success_attempt=zero - 1,
+        adversarial=x,
+        adversarial_prediction=entry.prediction,
+        adversarial_margin=entry.margin,
+        missing=far,
+        claim=x,
+        claim_step=zero - 1,
+        claim_distance=far,
+    )

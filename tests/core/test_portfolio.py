@@ -1,0 +1,178 @@
+"""A portfolio is its parts in turn: what each finds is what it would find alone, and survivors are passed on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+import robustbench_lite as rbl
+from robustbench_lite import portfolio
+from robustbench_lite.attack import Attack
+from robustbench_lite.attacks.fgsm import FGSM
+from robustbench_lite.attacks.noise import Noise
+from robustbench_lite.attacks.pgd import PGD
+from robustbench_lite.engine import Engine
+from robustbench_lite.errors import UserError
+from robustbench_lite.network import Network, frozen
+from robustbench_lite.portfolio import Chain, Portfolio, engine_for
+from robustbench_lite.threat import Threat
+
+from .nets import Columns, Rows, TensorSource, differing, images, join, labels_of, make_engine, mlp
+from .nets import finish as finish_engine
+from .test_minimal import nearing
+
+THREAT = Threat("linf", 0.05)
+
+
+@dataclass(frozen=True)
+class Three(Portfolio):
+    """Noise, one step, many steps."""
+
+    name: ClassVar[str] = "three"
+    summary: ClassVar[str] = "planted"
+    source: ClassVar[str] = "none"
+
+    def parts(self, threat: Threat) -> tuple[Attack, ...]:
+        return Noise(), FGSM(), PGD(steps=20), PGD(steps=20)
+
+
+@dataclass(frozen=True)
+class Nearest(Portfolio):
+    """A minimal attack, then a fixed-eps one."""
+
+    name: ClassVar[str] = "nearest"
+    summary: ClassVar[str] = "planted"
+    source: ClassVar[str] = "none"
+
+    def parts(self, threat: Threat) -> tuple[Attack, ...]:
+        return nearing(), PGD(steps=10)
+
+
+def make(attack: Portfolio, *, count: int = 90, threat: Threat = THREAT, **settings: object) -> Chain:
+    model = mlp(scale=4.0)
+    x = images(count)
+    y = labels_of(model, x)
+    y = torch.where(torch.arange(count) % 7 == 0, (y + 1) % 4, y)
+    source = TensorSource(x, y, threat.each(count))
+    chain = engine_for(attack, Network(model), source, threat=threat, **settings)
+    assert isinstance(chain, Chain)
+    return chain
+
+
+def finish(chain: Chain) -> Columns:
+    return finish_engine(chain)  # type: ignore[arg-type]
+
+
+def alone(attack: Attack) -> Columns:
+    chain = make(Three())
+    source = chain.source
+    assert isinstance(source, TensorSource)
+    return finish_engine(make_engine(chain.network.model, source.x, source.y, attack, THREAT))
+
+
+def test_it_finds_what_its_parts_find_alone_and_no_more() -> None:
+    found = finish(make(Three()))
+    parts = [alone(attack) for attack in (Noise(), FGSM(), PGD(steps=20))]
+    union = torch.stack([part["success"] for part in parts]).any(0)
+    assert torch.equal(union & ~found["success"], torch.zeros(90, dtype=torch.bool))
+    # The last part is the same attack with other random numbers; it may add a few.
+    assert int(found["success"].sum()) <= int(union.sum()) + 5
+    assert 0 < int(parts[0]["success"].sum()) < int(union.sum()) < int(found["attacked"].sum())
+    first = parts[0]["success"]
+    assert torch.equal(found["forwards"][first], parts[0]["forwards"][first])
+
+
+def test_the_same_attack_twice_draws_anew() -> None:
+    @dataclass(frozen=True)
+    class Twice(Three):
+        def parts(self, threat: Threat) -> tuple[Attack, ...]:
+            return PGD(steps=1), PGD(steps=1)
+
+    chain = make(Twice())
+    seen = []
+    for number in (0, 1):
+        chain.part = number
+        engine = chain._engine(None)
+        with frozen(chain.network.model), torch.no_grad():
+            list(engine._fill())
+        assert engine.active is not None
+        seen.append(engine.active.batch.stream.keys)
+    assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize("size", [1, 16, 256])
+def test_the_batch_does_not_matter(size: int) -> None:
+    whole, part = finish(make(Three())), finish(make(Three(), batch_size=size))
+    assert torch.equal(whole["success"], part["success"])
+    assert torch.equal(whole["forwards"], part["forwards"])
+
+
+def test_cohorts_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finish(make(Three(), batch_size=16))
+    monkeypatch.setattr(portfolio, "_COHORT", 30)
+    chain = make(Three(), batch_size=16)
+    assert chain.size == 32
+    part = finish(chain)
+    assert torch.equal(whole["index"], part["index"])
+    assert torch.equal(whole["success"], part["success"])
+    assert torch.equal(whole["forwards"], part["forwards"])
+
+
+def test_the_calls_told_are_the_calls_seen() -> None:
+    chain = make(Three())
+    rows = Rows().watch(chain.network.model)
+    found = finish(chain)
+    assert rows.count == int(found["forwards"].sum())
+
+
+@pytest.mark.parametrize("moment", [1, 3, 9, 14, 30])
+def test_a_stored_run_goes_on_to_the_last_bit(moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portfolio, "_COHORT", 60)
+    whole = finish(make(Three(), batch_size=16))
+    chain = make(Three(), batch_size=16)
+    before = []
+    with frozen(chain.network.model), torch.no_grad():
+        for _, (entry, x) in zip(range(moment), chain.run(), strict=False):
+            if len(entry.y):
+                before.append(rbl.result.finished_columns(entry, x, keep_images=True))
+        stored = chain.snapshot()
+    other = make(Three(), batch_size=16)
+    other.restore(stored)
+    assert differing(whole, join([*before, finish(other)])) == []
+
+
+def test_a_minimal_part_stops_within_eps_and_leaves_nothing_beyond() -> None:
+    threat = Threat("linf", 0.35)
+    found = finish(make(Nearest(), threat=threat))
+    assert (found["distance_linf"] <= 0.35 + 1e-6).all()
+    lone = make(Nearest(), threat=threat)
+    lone.part = 0
+    engine: Engine = lone._engine(None)
+    engine.within = False
+    full = finish_engine(engine)
+    won = full["success"]
+    assert won.any()
+    assert found["success"][won].all()
+    assert int(found["forwards"][won].sum()) < int(full["forwards"][won].sum())
+
+
+def test_a_limit_of_queries_binds_the_whole() -> None:
+    found = finish(make(Three(), max_queries=9))
+    assert int(found["forwards"].max()) <= 10
+
+
+def test_a_run_file_says_the_parts(tmp_path: object) -> None:
+    model = mlp(scale=4.0)
+    x = images(20)
+    found = rbl.evaluate(model, x, labels_of(model, x), attack=Three(), norm="linf", eps=0.05)
+    parts = found.run.specification.attack.resolved["parts"]
+    assert [part["name"] for part in parts] == ["noise", "fgsm", "pgd", "pgd"]
+    assert parts[2]["steps"] == 20
+
+
+def test_a_portfolio_cannot_train() -> None:
+    with pytest.raises(UserError, match="a portfolio of attacks cannot stand here"):
+        rbl.perturb(mlp(), images(4), torch.zeros(4, dtype=torch.int64), attack=Three(), eps=0.1)

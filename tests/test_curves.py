@@ -1,0 +1,81 @@
+"""Curves are recounts of the rows: they begin at clean accuracy, end at robust accuracy, fall where samples fell."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustbench_lite as rbl
+from robustbench_lite.curves import cost_curve, distance_curve, save_curves
+from robustbench_lite.errors import UserError
+
+from .core.nets import binary, images, labels_of, mlp
+from .core.test_minimal import nearing
+
+
+@pytest.fixture(scope="module")
+def result() -> rbl.Result:
+    model = mlp(scale=5.0).eval()
+    x = images(80)
+    y = labels_of(model, x)
+    y = torch.where(torch.arange(80) % 9 == 0, (y + 1) % 4, y)
+    return rbl.evaluate(model, x, y, attack="pgd", eps=0.05, attack_options={"steps": 12})
+
+
+@pytest.mark.parametrize("calls", ["forwards", "backwards"])
+def test_a_cost_curve_is_a_recount(result: rbl.Result, calls: str) -> None:
+    curve, rows = cost_curve(result.run, calls), result.samples
+    assert curve.value(0) == result.clean_accuracy
+    assert curve.accuracy[-1] == result.robust_accuracy
+    assert 0 < result.robust_accuracy < result.clean_accuracy
+    assert curve.at[-1] == rows[calls].max()
+    for spent in range(int(rows[calls].max()) + 1):
+        fallen = rows.success & (rows[calls] <= spent)
+        assert curve.value(spent) == pytest.approx((rows.correct & ~fallen).mean())
+
+
+def test_a_distance_curve_says_the_robust_accuracy_at_every_eps() -> None:
+    model = binary().eval()
+    x = images(40, low=0.2, high=0.8)
+    y = labels_of(model, x)
+    y[::8] = 1 - y[::8]
+    runs = {
+        eps: rbl.evaluate(model, x, y, attack=nearing(), norm="l2", eps=eps).robust_accuracy for eps in (0.1, 0.3, 0.7)
+    }
+    curve = distance_curve(rbl.evaluate(model, x, y, attack=nearing(), norm="l2", eps=0.2).run)
+    assert curve.value(0) == 35 / 40
+    for eps, robust in runs.items():
+        assert curve.value(eps) == robust
+    assert len(set(runs.values())) == 3
+
+
+def test_a_fixed_eps_attack_has_no_curve_over_eps(result: rbl.Result) -> None:
+    with pytest.raises(UserError, match="attack pgd looks for any image within eps"):
+        distance_curve(result.run)
+
+
+def test_a_part_of_a_run_has_no_curve(result: rbl.Result) -> None:
+    part = dataclasses.replace(result.run.specification, status="shard", shard=(1, 2))
+    with pytest.raises(UserError, match="needs a complete run"):
+        cost_curve(dataclasses.replace(result.run, specification=part))
+
+
+def test_the_picture_is_written_whole_and_the_same_again(result: rbl.Result, tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "curve.png"
+    save_curves(path, [result.run, result.run])
+    first = path.read_bytes()
+    save_curves(path, [result.run, result.run])
+    assert path.read_bytes() == first
+    with Image.open(path) as picture:
+        width, height = picture.size
+    assert width > 1.5 * height
+    assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
+    with pytest.raises(UserError, match="--figure"):
+        save_curves(tmp_path / "curve.txt", [result.run])
+    with pytest.raises(UserError, match="at least one run"):
+        save_curves(path, [])

@@ -12,6 +12,7 @@ evaluation they give each image the numbers of its own stream, outside torch's g
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ def _mix(z: Tensor) -> Tensor:
     return z ^ _shift(z, 31)
 
 
+@functools.lru_cache(maxsize=1024)
 def hash_text(text: str) -> int:
     """A signed 64-bit hash of a text, the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)

@@ -1,0 +1,122 @@
+"""Square: the schedule of the paper, squares that are squares, and random search that only goes up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustbench_lite as rbl
+from robustbench_lite.attack import Batch
+from robustbench_lite.attacks.square import Square, SquareState, _span
+from robustbench_lite.errors import UserError
+from robustbench_lite.streams import Stream
+from robustbench_lite.threat import Threat
+
+
+class Watching:
+    """Answers a query with a fixed linear network and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.weight = torch.randn((3 * 12 * 10, 4), generator=torch.Generator().manual_seed(0))
+        self.asked: list[Tensor] = []
+
+    def logits(self, x: Tensor) -> Tensor:
+        self.asked.append(x.clone())
+        return x.flatten(1) @ self.weight
+
+
+def batch_of(count: int, *, eps: float = 0.1, step: int = 0) -> Batch:
+    x = torch.rand((count, 3, 12, 10), generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+    zero = torch.zeros(count, dtype=torch.int64)
+    stream = Stream(torch.arange(count)).child("test")
+    return Batch(Threat("linf", eps).around(x), zero, None, zero + step, stream, zero)
+
+
+def test_the_side_follows_the_papers_schedule() -> None:
+    attack = Square(steps=10_000, share=0.3)
+    steps = torch.tensor([0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999])
+    sides = attack._side(steps, 32, 32)
+    shares = [0.3, 0.3, 0.15, 0.15, 0.075, 0.0375, 0.3 / 16, 0.3 / 32, 0.3 / 64, 0.3 / 128, 0.3 / 256, 0.3 / 512]
+    expected = [max(1, round((share * 32 * 32) ** 0.5)) for share in [*shares, 0.3 / 512]]
+    assert sides.tolist() == expected
+    # With fewer steps the same, compressed.
+    short = Square(steps=100, share=0.3)
+    assert torch.equal(
+        short._side(torch.tensor([0, 6, 81]), 32, 32), attack._side(torch.tensor([0, 600, 8100]), 32, 32)
+    )
+
+
+def test_spans_reach_every_place_and_never_leave() -> None:
+    side = torch.tensor([1, 3, 7])
+    for drawn in torch.linspace(0, 1 - 1e-7, 50):
+        inside = _span(drawn.expand(3), side, 8)
+        assert torch.equal(inside.sum(1), side)
+    assert _span(torch.tensor([0.0]), torch.tensor([3]), 8)[0].tolist() == [True] * 3 + [False] * 5
+    assert _span(torch.tensor([1 - 1e-7]), torch.tensor([3]), 8)[0].tolist() == [False] * 5 + [True] * 3
+
+
+def test_it_begins_with_stripes_and_repaints_one_square_a_step() -> None:
+    network: Any = Watching()
+    attack, batch = Square(steps=50), batch_of(20)
+    state = attack.start(network, batch)
+    delta = (network.asked[0] - batch.ball.x) / 0.1
+    assert torch.allclose(delta.abs(), torch.ones_like(delta), atol=1e-5)
+    assert torch.equal(delta.sign(), delta[:, :, :1].sign().expand_as(delta))
+    for step in range(1, 12):
+        batch = batch_of(20, step=step)
+        before, best = state.candidate.clone(), state.loss.clone()
+        state = attack.step(network, batch, state)
+        side = attack._side(batch.step, 12, 10)
+        changed = (network.asked[-1] != before).any(1)
+        for row in range(20):
+            places = changed[row].nonzero()
+            if len(places):
+                assert int((places.max(0).values - places.min(0).values).max()) < int(side[row])
+        assert (state.loss >= best).all()
+        kept = (state.candidate != before).flatten(1).any(1)
+        assert torch.equal(kept & (state.loss == best), torch.zeros(20, dtype=torch.bool))
+        assert batch.ball.contains(state.candidate).all()
+    assert isinstance(state, SquareState)
+
+
+@pytest.mark.parametrize("target", [None, "next"])
+def test_on_one_linear_layer_it_comes_near_the_best_corner(target: str | None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    dict(model.named_parameters())["1.weight"].data = torch.randn((3, 64), generator=generator)
+    x = torch.rand((60, 1, 8, 8), generator=generator) * 0.4 + 0.3
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    weight = dict(model.named_parameters())["1.weight"].detach()
+    aims = [(y + 1) % 3] if target else [(y + 1) % 3, (y + 2) % 3]
+    # The least eps at which any corner of the ball reaches the goal.
+    gaps = torch.stack(
+        [
+            (logits.gather(1, y[:, None]) - logits.gather(1, aim[:, None]))[:, 0]
+            / (weight[y] - weight[aim]).abs().sum(1)
+            for aim in aims
+        ]
+    ).amin(0)
+    eps = float(gaps.median())
+    found = rbl.evaluate(model, x, y, attack="square", eps=eps, target=target, attack_options={"steps": 600})
+    assert not found.success[gaps > eps * 1.001].any()
+    assert found.success[gaps < 0.8 * eps].double().mean() > (0.75 if target else 0.95)
+    assert found.backwards == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"restarts": 0}, "restarts must be >= 1, got 0"),
+        ({"share": 0.0}, r"share must be in \(0, 1\], got 0"),
+        ({"loss": "mergin"}, "margin"),
+    ],
+)
+def test_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Square(**options)

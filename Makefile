@@ -35,9 +35,10 @@ check: .venv/installed  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: .venv/installed  ## put the code into the house's style
+format: .venv/installed  ## put the code into the house's style, and fill the README's tables
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/python scripts/leaderboards.py --tables
 
 bench: .venv/installed-bench  ## speed against torchattacks, foolbox and ART, as ratios
 	@$(BIN)/python -m benchmarks

@@ -74,5 +74,11 @@ def make() -> int:
     return rbl(["leaderboard", "show", "--leaderboard", str(BOARD)])
 
 
+def tables() -> int:
+    """Fill the README from the registry and the board as they are."""
+    README.write_text(filled(README.read_text("utf-8")), "utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(make())
+    sys.exit(tables() if sys.argv[1:] == ["--tables"] else make())

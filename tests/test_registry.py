@@ -92,7 +92,7 @@ def test_an_own_folder_of_the_same_name_does_not_stand_in_the_way(
     ("spec", "words"),
     [
         ("pdg", "--attack: unknown name 'pdg'; did you mean pgd?"),
-        ("qqqq", "known: fgsm"),
+        ("qqqq", ", fgsm, "),
         ("", "unknown name ''"),
         ("nowhere.py:Mine", "no such file 'nowhere.py'; expected FILE.py:NAME"),
         ("nowhere.py", "say which name in the file, nowhere.py:NAME"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import LinfBall
 
 # Of 10,000 queries: where the share of changed pixels is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -27,22 +29,26 @@ class SquareState(State):
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random search over images at the corners of the ball (Andriushchenko et al. 2020, arXiv:1912.00049).
+    """Random search over images on the surface of the ball (Andriushchenko et al. 2020, arXiv:1912.00049).
 
     steps: queries after the first, one a step, >= 1. share: of the pixels in the first squares, in (0, 1]; it is
     halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the steps (algorithm 1 and the schedule of section 4).
     restarts: runs with other random numbers. loss: `margin`, the paper's for any wrong class, or `ce`, which it
-    takes with a class aimed at; default the paper's. The first image has vertical stripes, one sign a column and
-    channel; a step repaints one square, one sign a channel, and is kept where the loss grows.
+    takes with a class aimed at; default the paper's.
+    linf (algorithm 2): the first image has vertical stripes, one sign a column and channel; a step repaints one
+    square, one sign a channel. One that would change nothing is repainted with all signs turned.
+    l2 (algorithm 3): the first image is tiled with bumps; a step empties one square and puts what it held, and
+    what clipping had left over, into another, as what was there plus a bump. A step is kept where the loss grows.
     Departures: each sample has a square of its own, where the authors' code draws one for a whole batch, so that
-    its verdict hangs on the batch; the schedule is scaled to the steps whatever their number; linf only.
+    its verdict hangs on the batch; signs are turned where that code draws them again until the square changes
+    something, which with one channel is the same; the schedule is scaled to the steps whatever their number.
     """
 
     name: ClassVar[str] = "square"
     summary: ClassVar[str] = "random search with squares, no gradient"
     source: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
     access: ClassVar[Access] = "score"
-    norms: ClassVar[tuple[str, ...]] = ("linf",)
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
 
     steps: int = 5000
     share: float = 0.8
@@ -69,20 +75,14 @@ class Square(Attack):
         return self.restarts
 
     def start(self, query: Query, batch: Batch) -> SquareState:
-        """Vertical stripes."""
-        channels, _, width = batch.ball.x.shape[1:]
-        positive = batch.stream.child("stripes").uniform((channels, 1, width)) < 0.5
-        x = _corner(batch, positive)
+        """Vertical stripes in linf, tiles of bumps in l2."""
+        x = _stripes(batch) if isinstance(batch.ball, LinfBall) else _tiles(batch)
         return SquareState(x, self._loss(query, batch, x))
 
     def step(self, query: Query, batch: Batch, state: SquareState) -> SquareState:  # type: ignore[override]
-        """One square repainted, and kept where that raises the loss."""
-        channels, height, width = batch.ball.x.shape[1:]
-        drawn = batch.stream.uniform((2 + channels,), draw=batch.step)
-        side = self._side(batch.step, height, width)
-        inside = _span(drawn[:, 0], side, height).unsqueeze(2) & _span(drawn[:, 1], side, width).unsqueeze(1)
-        painted = _corner(batch, (drawn[:, 2:] < 0.5).reshape(-1, channels, 1, 1))
-        x = torch.where(inside.unsqueeze(1), painted, state.candidate)
+        """One square changed, and kept where that raises the loss."""
+        change = self._repainted if isinstance(batch.ball, LinfBall) else self._refilled
+        x = change(batch, state.candidate)
         loss = self._loss(query, batch, x)
         better = loss > state.loss
         return SquareState(torch.where(per_row(better, x), x, state.candidate), torch.where(better, loss, state.loss))
@@ -93,20 +93,163 @@ class Square(Attack):
 
     def _side(self, step: Tensor, height: int, width: int) -> Tensor:
         """The side of each sample's square in pixels, (N,) int64."""
-        halved = torch.tensor([count * self.steps / 10_000 for count in _HALVED], device=step.device)
-        times = torch.searchsorted(halved, step.to(halved.dtype))
-        side = torch.sqrt(self.share * 0.5 ** times.double() * height * width).round().long()
-        return side.clamp(1, max(1, min(height, width) - 1))
+        sides = _sides(self.share, height, width, step.device)
+        return sides[_times_halved(self.steps, step.device)[step]]
+
+    def _repainted(self, batch: Batch, best: Tensor) -> Tensor:
+        """Algorithm 2: the best image with a square at the ball's upper or lower bound in each channel."""
+        assert isinstance(batch.ball, LinfBall)
+        channels, height, width = best.shape[1:]
+        drawn = batch.stream.uniform((2 + channels,), draw=batch.step)
+        side = self._side(batch.step, height, width)
+        inside = (_span(drawn[:, 0], side, height).unsqueeze(2) & _span(drawn[:, 1], side, width).unsqueeze(1))[:, None]
+        up = (drawn[:, 2:] < 0.5).reshape(-1, channels, 1, 1)
+        x = torch.where(inside, torch.where(up, batch.ball.upper, batch.ball.lower), best)
+        same = (x == best).flatten(1).all(1)
+        turned = torch.where(up, batch.ball.lower, batch.ball.upper)
+        return torch.where(inside & per_row(same, x), turned, x) if same.any() else x
+
+    def _refilled(self, batch: Batch, best: Tensor) -> Tensor:
+        """Algorithm 3: one square emptied into another, with what is left of the ball's budget."""
+        ball = batch.ball
+        channels, height, width = best.shape[1:]
+        drawn = batch.stream.uniform((5 + channels,), draw=batch.step)
+        halved = _times_halved(self.steps, best.device)[batch.step]
+        side = _odd_sides(self.share, height, width, best.device)[halved]
+        rows, columns = _place(drawn[:, 0], side, height), _place(drawn[:, 1], side, width)
+        filled = _window(rows, columns, side)
+        emptied = _window(_place(drawn[:, 2], side, height), _place(drawn[:, 3], side, width), side)
+        delta = best - ball.x
+        squares = delta.square()
+        held = _sums(squares * (filled | emptied))
+        spare = (ball.eps.double().square() - _sums(squares).sum(1)).clamp_min(0).unsqueeze(1)
+        # What was there and a bump, each of length 1, together as long as what is to be had.
+        there = torch.where(filled, delta, 0)
+        there *= _inverse(_sums(squares * filled))
+        bumps = _bumps(self.share, height, width, best.device)
+        bump = _at(bumps, 2 * halved + (drawn[:, 4] < 0.5), rows, columns).unsqueeze(1)
+        there.addcmul_(bump, (drawn[:, 5:, None, None] < 0.5).to(best.dtype).mul_(2).sub_(1))
+        length = torch.sqrt(held + spare / channels).float()[:, :, None, None]
+        there *= length * _inverse(_sums(there.square()))
+        there.add_(ball.x).clamp_(ball.low, ball.high)
+        return torch.where(filled, there, torch.where(emptied, ball.x, best))
 
 
-def _corner(batch: Batch, positive: Tensor) -> Tensor:
-    """The image moved by eps, up where `positive` (broadcast over the pixels), else down."""
-    x, eps = batch.ball.x, per_row(batch.ball.eps, batch.ball.x)
-    return batch.ball.project(x + torch.where(positive, eps, -eps))
+def _stripes(batch: Batch) -> Tensor:
+    """Each column of each channel at the ball's upper or lower bound."""
+    assert isinstance(batch.ball, LinfBall)
+    channels, _, width = batch.ball.x.shape[1:]
+    up = batch.stream.child("stripes").uniform((channels, 1, width)) < 0.5
+    return torch.where(up, batch.ball.upper, batch.ball.lower)
+
+
+def _tiles(batch: Batch) -> Tensor:
+    """Five by five bumps and more where the image is longer than wide, eps long together."""
+    x = batch.ball.x
+    channels, height, width = x.shape[1:]
+    side = max(1, min(height, width) // 5)
+    down, across = height // side, width // side
+    drawn = batch.stream.child("tiles").uniform((1 + channels, down, across)) < 0.5
+    upright = torch.tensor(_bump(side), device=x.device)
+    bump = torch.where(drawn[:, :1, :, :, None, None], upright, upright.T)
+    bump = torch.where(drawn[:, 1:, :, :, None, None], bump, -bump)
+    tiles = bump.transpose(3, 4).reshape(-1, channels, down * side, across * side)
+    top, left = (height - down * side) // 2, (width - across * side) // 2
+    delta = torch.zeros_like(x)
+    delta[:, :, top : top + down * side, left : left + across * side] = tiles
+    return batch.ball.scaled(delta)
+
+
+@functools.lru_cache(maxsize=16)
+def _times_halved(steps: int, device: torch.device) -> Tensor:
+    """How often the share was halved before each step, (steps,) int64."""
+    step = torch.arange(steps) * 10_000 // steps
+    return torch.searchsorted(torch.tensor(_HALVED), step).to(device)
+
+
+def _sides_of(share: float, height: int, width: int) -> list[int]:
+    wanted = [round((share * 0.5**times * height * width) ** 0.5) for times in range(len(_HALVED) + 1)]
+    return [min(max(1, side), max(1, min(height, width) - 1)) for side in wanted]
+
+
+@functools.lru_cache(maxsize=16)
+def _sides(share: float, height: int, width: int, device: torch.device) -> Tensor:
+    """The side of a square in pixels by how often the share was halved, (10,) int64."""
+    return torch.tensor(_sides_of(share, height, width), device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def _odd_sides(share: float, height: int, width: int, device: torch.device) -> Tensor:
+    """The same for bumps, which need a middle: odd and at least 3, where the image is as large."""
+    sides = [max(side, 3) // 2 * 2 + 1 for side in _sides_of(share, height, width)]
+    largest = max(1, (min(height, width) - 1)) // 2 * 2 - 1
+    return torch.tensor([min(side, max(1, largest)) for side in sides], device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def _bumps(share: float, height: int, width: int, device: torch.device) -> Tensor:
+    """Bumps of these sides, upright and lying by turns, with zeros around, (20, S + 1, S + 1)."""
+    sides: list[int] = _odd_sides(share, height, width, device).tolist()
+    bumps = torch.zeros(2 * len(sides), max(sides) + 1, max(sides) + 1)
+    for i, side in enumerate(sides):
+        upright = torch.tensor(_bump(side))
+        bumps[2 * i, :side, :side] = upright
+        bumps[2 * i + 1, :side, :side] = upright.T
+    return bumps.to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _bump(side: int) -> list[list[float]]:
+    """Two hills of opposite signs, one above the other, of length 1 together (equation 2 and figure 3)."""
+    first = side // 2
+    hills = [_hill(rows, side) for rows in (first, side - first) if rows]
+    both = torch.cat([hills[0], -hills[-1]]) if len(hills) > 1 else -hills[0]
+    bump: list[list[float]] = (both / both.norm()).float().tolist()
+    return bump
+
+
+def _hill(height: int, width: int) -> Tensor:
+    """Rectangles one within another around the middle, the k-th of height 1 / (k + 1)^2; length 1."""
+    ring = torch.maximum(
+        (torch.arange(height) - height // 2).abs().unsqueeze(1), (torch.arange(width) - width // 2).abs()
+    )
+    heights = 1.0 / torch.arange(1, max(height, width) // 2 + 2).double().square()
+    hill = heights.flip(0).cumsum(0).flip(0)[ring]
+    return hill / hill.norm()
+
+
+def _place(drawn: Tensor, side: Tensor, length: int) -> Tensor:
+    """Where `length` places are, counted from a first one that `drawn` in [0, 1) picks, (N, length) int64."""
+    first = torch.floor(drawn.double() * (length - side + 1)).long().unsqueeze(1)
+    return torch.arange(length, device=drawn.device) - first
 
 
 def _span(drawn: Tensor, side: Tensor, length: int) -> Tensor:
     """Which of `length` places lie within `side` of a first one that `drawn` in [0, 1) picks, (N, length) bool."""
-    first = torch.floor(drawn.double() * (length - side + 1)).long().unsqueeze(1)
-    places = torch.arange(length, device=drawn.device)
-    return (places >= first) & (places < first + side.unsqueeze(1))
+    place = _place(drawn, side, length)
+    return (place >= 0) & (place < side.unsqueeze(1))
+
+
+def _window(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:
+    """The square at these places, (N, 1, H, W) bool."""
+    side = side.unsqueeze(1)
+    down, across = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    return (down.unsqueeze(2) & across.unsqueeze(1)).unsqueeze(1)
+
+
+def _at(bumps: Tensor, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """One of the bumps for each sample, its first pixel where rows and columns are 0, (N, H, W)."""
+    size = bumps.shape[1]
+    down, across = (torch.where((place < 0) | (place >= size), size - 1, place) for place in (rows, columns))
+    start = which * (size * size)
+    return bumps.take((start.unsqueeze(1) + down * size).unsqueeze(2) + across.unsqueeze(1))
+
+
+def _sums(squares: Tensor) -> Tensor:
+    """The sum of each channel, (N, C) float64: in float32 its last bits would hang on the batch size."""
+    return squares.flatten(2).sum(2, dtype=torch.float64)
+
+
+def _inverse(squared: Tensor) -> Tensor:
+    """One over the root of each channel's sum, to broadcast over images; where that is 0 something finite."""
+    return (1.0 / (squared.sqrt() + 1e-10)).float()[:, :, None, None]

@@ -180,6 +180,7 @@ def difference(one: Running, other: Running) -> float:
             return float("inf")
         if tensor.numel():
             gap = (tensor.double() - others[name].double()).abs().nan_to_num(nan=float("inf"))
+            gap[tensor == others[name]] = 0  # two infinities are no gap
             gaps.append(float((gap / (1 + tensor.double().abs().nan_to_num())).max()))
     return max(gaps)
 

@@ -242,7 +242,8 @@ def _at(bumps: Tensor, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     size = bumps.shape[1]
     down, across = (torch.where((place < 0) | (place >= size), size - 1, place) for place in (rows, columns))
     start = which * (size * size)
-    return bumps.take((start.unsqueeze(1) + down * size).unsqueeze(2) + across.unsqueeze(1))
+    found: Tensor = bumps.take((start.unsqueeze(1) + down * size).unsqueeze(2) + across.unsqueeze(1))
+    return found
 
 
 def _sums(squares: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ class Attack:
     Class attributes: name, summary, source (paper), access ("gradient" > "score" > "label": what the
     query will answer), norms, targeted (whether it can aim at a class), minimal.
 
-    minimal: the attack looks for the nearest adversarial image, wherever in the box it is. Its ball is then as
-    wide as the box (`project` only clamps; `distance` and `norm` are those of the threat, whose eps it is not
+    minimal: the attack looks for the nearest adversarial image, wherever in the box it is. Its ball then has no
+    bound (`project` only clamps; `distance` and `norm` are those of the threat, whose eps it is not
     told), each sample takes all its steps, and the nearest image seen at the goal is the one that is proved.
     """
 
@@ -77,10 +77,7 @@ class Attack:
 
     def ball(self, threat: Threat, x: Tensor, eps: Tensor | None = None) -> Ball:
         """The ball in which it may look around each image: the threat's, or for a minimal attack the whole box."""
-        if not self.minimal:
-            return threat.around(x, eps)
-        widest = threat.widest(tuple(x.shape[1:]))
-        return threat.around(x, x.new_full((len(x),), 1.001 * widest))  # with room for rounding
+        return threat.around(x, x.new_full((len(x),), 1e30) if self.minimal else eps)
 
     def resolve(self, threat: Threat) -> Self:
         """This attack with every default that depends on the threat filled in."""

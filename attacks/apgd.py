@@ -55,7 +55,7 @@ class APGD(Attack):
     their share follows how many pixels the best has changed.
     """
 
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     loss: ClassVar[str]
 
     steps: int = 100

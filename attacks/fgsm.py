@@ -20,6 +20,7 @@ class FGSM(Attack):
     name: ClassVar[str] = "fgsm"
     summary: ClassVar[str] = "one step of length eps along the steepest direction"
     source: ClassVar[str] = "Goodfellow et al. 2015, arXiv:1412.6572"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     loss: str = "ce"
 

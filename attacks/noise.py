@@ -22,6 +22,7 @@ class Noise(Attack):
     summary: ClassVar[str] = "random noise of the allowed size, a control"
     source: ClassVar[str] = "control; compare Fawzi et al. 2016, arXiv:1608.08967"
     access: ClassVar[Access] = "label"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     distribution: Literal["uniform", "gaussian"] = "uniform"
     restarts: int = 1

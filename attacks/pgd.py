@@ -39,6 +39,7 @@ class PGD(Attack):
     name: ClassVar[str] = "pgd"
     summary: ClassVar[str] = "projected gradient descent from a random start"
     source: ClassVar[str] = "Madry et al. 2018, arXiv:1706.06083"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     steps: int = 40
     step_size: float | None = None

@@ -204,7 +204,7 @@ def _bump(side: int) -> list[list[float]]:
     first = side // 2
     hills = [_hill(rows, side) for rows in (first, side - first) if rows]
     both = torch.cat([hills[0], -hills[-1]]) if len(hills) > 1 else -hills[0]
-    bump: list[list[float]] = (both / both.norm()).float().tolist()
+    bump: list[list[float]] = (both / both.square().sum().sqrt()).float().tolist()
     return bump
 
 
@@ -215,7 +215,7 @@ def _hill(height: int, width: int) -> Tensor:
     )
     heights = 1.0 / torch.arange(1, max(height, width) // 2 + 2).double().square()
     hill = heights.flip(0).cumsum(0).flip(0)[ring]
-    return hill / hill.norm()
+    return hill / hill.square().sum().sqrt()
 
 
 def _place(drawn: Tensor, side: Tensor, length: int) -> Tensor:

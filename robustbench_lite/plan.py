@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .models import LoadedModel
     from .records.specification import DefenseRecord, Specification
 
-DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5}
+DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
 EOT_DRAWS = 8
 VOTES = 16
 

@@ -152,7 +152,145 @@ class L2Ball(Ball):
         return self.project(self.x + direction * per_row(factor, direction))
 
 
-BALLS: dict[str, type[Ball]] = {ball.norm: ball for ball in (LinfBall, L2Ball)}
+@dataclass(frozen=True)
+class L1Ball(Ball):
+    """Images whose pixels differ by at most eps in sum."""
+
+    norm: ClassVar[str] = "l1"
+
+    def project(self, candidate: Tensor) -> Tensor:
+        """The nearest point of the ball and the box in l2 (Croce and Hein 2021, arXiv:2103.01208, proposition 2.2).
+
+        Every pixel's change is shortened by one amount, not below 0 nor beyond the box: the amount is found exactly,
+        from the sorted changes at which a pixel begins or ceases to move.
+        """
+        x = self.x.double().flatten(1)
+        delta = candidate.double().flatten(1) - x
+        room = torch.where(delta > 0, self.high - x, x - self.low)
+        size = delta.abs()
+        kept = torch.minimum(size, room)
+        over = (kept.sum(1) > self.eps.double()).nonzero()[:, 0]
+        if not len(over):
+            return candidate.clamp(self.low, self.high)
+        size, room = size[over], room[over]
+        # Short of eps by what rounding the changed pixels can add to the sum.
+        reach = (self.eps[over].double() * (1 - 1e-6) - self._rounding * (kept[over] > 0).sum(1)).clamp_min(0)
+        begins = torch.cat([size, size - room], 1)
+        order = begins.argsort(dim=1, descending=True, stable=True)  # of equals, those that begin come first
+        begins = begins.gather(1, order)
+        moving = torch.where(order < size.shape[1], 1.0, -1.0).double()
+        count = moving.cumsum(1)
+        total = (moving * begins).cumsum(1)
+        # The sum of changes where they are shortened by each of the sorted amounts: it grows from first to last.
+        place = (torch.searchsorted((total - count * begins).contiguous(), reach.unsqueeze(1)) - 1).clamp_min(0)
+        shorter = (total.gather(1, place) - reach.unsqueeze(1)) / count.gather(1, place).clamp_min(1)
+        change = torch.minimum((size - shorter.clamp_min(0)).clamp_min(0), room)
+        moved = (
+            self.x[over].double() + change.reshape(self.x[over].shape) * delta[over].reshape(self.x[over].shape).sign()
+        )
+        landed = candidate.clamp(self.low, self.high)
+        landed[over] = torch.where(change.reshape(moved.shape) > 0, moved.to(candidate.dtype), self.x[over])
+        return landed.clamp_(self.low, self.high)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The sign of the largest component, the others zero; it overwrites `gradient`."""
+        return _largest_only(gradient)
+
+    def random(self, stream: Stream) -> Tensor:
+        """Uniform in volume: exponential sizes over the sum of one more than there are pixels, with random signs."""
+        shape = self.x.shape[1:]
+        uniform = stream.uniform((shape.numel() + 1,)).double()
+        size = -torch.log1p(-uniform)
+        size = size[:, :-1] / size.sum(1, keepdim=True).clamp_min(1e-300)
+        sign = (stream.child("signs").uniform(shape) < 0.5).flatten(1).double() * 2 - 1
+        delta = (size * sign * self.eps.double().unsqueeze(1)).reshape(self.x.shape)
+        return self.project((self.x.double() + delta).to(self.x.dtype))
+
+    def ascend(self, candidate: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """A step along the largest components, each as far as the box lets it, `step_size` long in all.
+
+        No pixel takes more than the hundredth part of the number of pixels would, so that a short step moves at
+        least 1 % of them (Tramer and Boneh 2019, arXiv:1904.13000); a step of eps or more goes to the vertex.
+        """
+        flat, slope = candidate.flatten(1).double(), gradient.flatten(1)
+        size = torch.as_tensor(step_size, device=candidate.device).double().expand(len(candidate)).unsqueeze(1)
+        spread = torch.where(size >= self.eps.double().unsqueeze(1), 1, max(1, flat.shape[1] // 100))
+        room = torch.where(slope > 0, self.high - flat, flat - self.low).clamp_min(0) * (slope != 0)
+        weight = torch.where(room > 0, slope.abs(), 0)
+        order = weight.argsort(dim=1, descending=True, stable=True)
+        most = torch.minimum(room, size / spread).gather(1, order)
+        before = most.cumsum(1) - most
+        taken = torch.minimum(most, (size - before).clamp_min(0))
+        moved = flat.scatter_add(1, order, taken * slope.sign().gather(1, order))
+        return self.project(moved.reshape(candidate.shape).to(candidate.dtype))
+
+
+@dataclass(frozen=True)
+class L0Ball(Ball):
+    """Images of which at most eps numbers differ (channels count apart), by any amount the box allows."""
+
+    norm: ClassVar[str] = "l0"
+
+    def project(self, candidate: Tensor) -> Tensor:
+        """The nearest point in l2: clamped to the box, with the changes of most use to nearness kept."""
+        landed = candidate.clamp(self.low, self.high)
+        over = (self.distance(landed) > self.eps.double()).nonzero()[:, 0]
+        if not len(over):
+            return landed
+        wanted, got, x = (image[over].double().flatten(1) for image in (candidate, landed, self.x))
+        # What is left over where the change is undone, and where it is kept. What is no change is worth nothing.
+        gain = torch.where(got != x, (wanted - x).square() - (wanted - got).square(), -1)
+        landed[over] = torch.where(_first(gain, self.eps[over]), got, x).reshape(landed[over].shape).to(landed.dtype)
+        return landed
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The sign of the largest component, the others zero; it overwrites `gradient`."""
+        return _largest_only(gradient)
+
+    def random(self, stream: Stream) -> Tensor:
+        """eps numbers picked at random, each uniform on the box."""
+        shape = self.x.shape[1:]
+        picked = _first(stream.child("picked").uniform(shape).flatten(1), self.eps).reshape(self.x.shape)
+        colour = stream.uniform(shape) * (self.high - self.low) + self.low
+        return self.project(torch.where(picked, colour, self.x))
+
+    def scaled(self, direction: Tensor) -> Tensor:
+        """The eps numbers from which a linear function would gain most, at the end of the box that it points at."""
+        return self.ascend(self.x, direction, self.eps)
+
+    def ascend(self, candidate: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """The `step_size` numbers (rounded up) of most gain put to the end of the box, then the least useful undone.
+
+        What is gained or lost is counted along the gradient. From x, a step of eps is the best that there is for a
+        linear function.
+        """
+        count = torch.as_tensor(step_size, device=candidate.device).double().expand(len(candidate)).ceil()
+        x, now, slope = (image.flatten(1).double() for image in (self.x, candidate, gradient))
+        ends = torch.where(slope > 0, self.high, self.low)
+        gain = slope * (ends - now)
+        moved = torch.where(_first(gain, count) & (gain > 0), ends, now)
+        worth = torch.where(moved != x, slope * (moved - x), -torch.inf)
+        kept = torch.where(_first(worth, self.eps), moved, x).to(candidate.dtype)
+        return kept.reshape(candidate.shape)
+
+
+def _largest_only(gradient: Tensor) -> Tensor:
+    flat = gradient.flatten(1)
+    place = flat.abs().argmax(1, keepdim=True)
+    sign = flat.gather(1, place).sign()
+    return gradient.zero_().flatten(1).scatter_(1, place, sign).reshape(gradient.shape)
+
+
+def _first(weight: Tensor, count: Tensor) -> Tensor:
+    """Which are among the `count` (N,) largest of each row, ties to the first, (N, D) bool."""
+    order = weight.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(weight.shape[1], device=order.device).expand_as(order)
+    )
+    return rank < count.double().floor().unsqueeze(1)
+
+
+BALLS: dict[str, type[Ball]] = {ball.norm: ball for ball in (LinfBall, L2Ball, L1Ball, L0Ball)}
 
 
 @dataclass(frozen=True)
@@ -176,6 +314,8 @@ class Threat:
         object.__setattr__(self, "eps", parse_number("eps", self.eps))
         if self.eps < 0:
             raise UserError(f"eps must be >= 0, got {self.eps:g}")
+        if self.norm == "l0" and self.eps != int(self.eps):
+            raise UserError(f"eps must be a whole number for l0, which counts changed pixels, got {self.eps:g}")
         if self.norm == "linf" and self.eps > self.high - self.low:
             raise UserError(
                 f"eps must be at most {self.high - self.low:g}, the width of the box of pixels, for linf, "

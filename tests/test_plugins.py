@@ -268,7 +268,7 @@ def test_everything_is_listed_with_its_origin_and_source(capsys: pytest.CaptureF
     assert all(r["summary"] and r["source"] and not r["broken"] for r in records if r["origin"] == "built-in")
     pgd = next(record for record in records if record["name"] == "pgd")
     assert pgd["access"] == "gradient"
-    assert pgd["norms"] == ["linf", "l2"]
+    assert pgd["norms"] == ["linf", "l2", "l1", "l0"]
     assert pgd["targeted"] is True
     rounding = next(record for record in records if record["name"] == "bit-depth")
     assert (rounding["stage"], rounding["differentiable"], rounding["randomised"]) == ("inference", False, False)

@@ -219,7 +219,7 @@ def _fair(norm: str, network: nn.Module, x: Tensor, y: Tensor) -> tuple[Threat, 
     while True:
         noise = threat.around(x).random(Stream.of(content_hashes(x), seed=0).child("noise"))
         control = float((network(noise).argmax(1) != y).double().mean())
-        larger = threat.eps * 1.5
+        larger = threat.eps * 1.5 if norm != "l0" else round(threat.eps * 1.5)
         if control >= 0.3 or (norm == "linf" and larger > 0.5) or larger > x[0].numel():
             return threat, control
         threat = threat.with_eps(larger)

@@ -33,6 +33,21 @@ def test_it_is_one_step_along_the_gradient(norm: str) -> None:
     assert torch.allclose(seen, x + 0.1 * step, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_sparse_norms_change_the_pixels_of_largest_slope(norm: str) -> None:
+    model, x = net(), middle().requires_grad_()
+    y = model(x).argmax(1)
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y, reduction="sum"), x)
+    seen = rbl.perturb(model, x.detach(), y, attack="fgsm", norm=norm, eps=2)
+    delta = (seen - x.detach()).flatten(1)
+    assert ((delta * gradient.flatten(1)) >= 0).all()
+    assert delta.abs().amax(1).min() > 0.3
+    if norm == "l0":
+        assert ((delta != 0).sum(1) == 2).all()
+    else:
+        assert delta.abs().sum(1).numpy() == pytest.approx(2, rel=1e-4)
+
+
 def test_it_costs_one_gradient() -> None:
     model, x = net(), middle()
     r = rbl.evaluate(model, x, model(x).argmax(1), attack="fgsm", eps=0.001)

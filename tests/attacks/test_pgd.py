@@ -59,11 +59,11 @@ def test_it_is_the_loop_of_the_papers(norm: str, mu: float, model: nn.Module, x:
     assert (ours - theirs).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 def test_more_steps_go_further(norm: str, loss: str, model: nn.Module, x: Tensor) -> None:
     y = model(x).argmax(1)
-    eps = 0.1 if norm == "linf" else 0.4
+    eps = {"linf": 0.1, "l2": 0.4, "l1": 1.5, "l0": 3}[norm]
     robust = [
         rbl.evaluate(model, x, y, norm=norm, eps=eps, attack_options={"steps": steps, "loss": loss}).robust_accuracy
         for steps in (1, 20)

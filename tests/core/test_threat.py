@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from torch import Tensor
 
 from robustbench_lite.errors import UserError
 from robustbench_lite.streams import Stream
 from robustbench_lite.threat import Ball, Threat, distances
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1", "l0")
 quick = settings(max_examples=40, deadline=None)
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 16), st.integers(1, 16))
@@ -39,7 +41,9 @@ def cases(draw: st.DrawFn) -> tuple[Ball, Tensor]:
     elif kind == "bytes":
         x = (x * 255).round() / 255
     low = draw(st.lists(sizes, min_size=shape[0], max_size=shape[0]))
-    ball = Threat(norm, 0.5).around(x, torch.tensor(low))
+    # The other norms grow with the number of pixels.
+    scale = {"linf": 1, "l2": 1, "l1": 4, "l0": 10}[norm]
+    ball = Threat(norm, 1).around(x, torch.tensor(low) * scale)
     spread = draw(st.sampled_from([0.0, 1e-8, 1e-3, 0.05, 1.0, 1e6]))
     push = torch.randn(shape, generator=generator)
     return ball, x + spread * (push if draw(st.booleans()) else push.sign().abs())
@@ -49,7 +53,8 @@ def strictly_inside(ball: Ball, candidate: Tensor) -> Tensor:
     """The rule in numpy and float64, written apart from the library."""
     delta = candidate.numpy().astype("f8") - ball.x.numpy().astype("f8")
     flat = delta.reshape(len(delta), -1)
-    norm = np.abs(flat).max(1) if ball.norm == "linf" else np.sqrt((flat**2).sum(1))
+    order = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}[ball.norm]
+    norm = np.linalg.norm(flat, order, axis=1)
     pixels = candidate.numpy().reshape(len(delta), -1)
     box = (pixels.min(1) >= 0) & (pixels.max(1) <= 1)
     return torch.from_numpy(box & (norm <= ball.eps.numpy().astype("f8")))
@@ -91,7 +96,7 @@ def test_random_is_in_the_ball_and_mixes_no_samples(case: tuple[Ball, Tensor], k
     keys = torch.arange(len(ball.x)) + key
     drawn = ball.random(Stream(keys))
     assert strictly_inside(ball, drawn).all()
-    alone = Threat(ball.norm, 0.5).around(ball.x[:1], ball.eps[:1]).random(Stream(keys[:1]))
+    alone = Threat(ball.norm, 1).around(ball.x[:1], ball.eps[:1]).random(Stream(keys[:1]))
     assert torch.equal(drawn[:1], alone)
 
 
@@ -105,9 +110,9 @@ def test_scaled_is_in_the_ball(case: tuple[Ball, Tensor]) -> None:
 def test_scaled_reaches_the_surface_away_from_the_edges() -> None:
     x = torch.full((3, 1, 5, 5), 0.5)
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    for norm in NORMS:
-        ball = Threat(norm, 0.2).around(x)
-        assert ball.distance(ball.scaled(direction)).numpy() == pytest.approx(0.2, rel=1e-4)
+    for norm, eps in (("linf", 0.2), ("l2", 0.2), ("l1", 0.2), ("l0", 3)):
+        ball = Threat(norm, eps).around(x)
+        assert ball.distance(ball.scaled(direction)).numpy() == pytest.approx(eps, rel=1e-4)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -116,8 +121,8 @@ def test_steepest_is_a_unit_vector_that_attains_the_dual_norm(norm: str) -> None
         -1, 1, 1, 1
     )
     flat = gradient.double().flatten(1)
-    dual = flat.abs().sum(1) if norm == "linf" else flat.square().sum(1).sqrt()
-    direction = Threat(norm, 0.1).around(torch.zeros_like(gradient)).steepest(gradient.clone())
+    dual = torch.linalg.vector_norm(flat, {"linf": 1, "l2": 2}.get(norm, math.inf), dim=1)
+    direction = Threat(norm, 1).around(torch.zeros_like(gradient)).steepest(gradient.clone())
     length = distances(torch.zeros_like(direction), direction)[norm]
     assert length.numpy() == pytest.approx(1, rel=1e-6)
     assert (flat * direction.double().flatten(1)).sum(1).numpy() == pytest.approx(dual.numpy(), rel=1e-6)
@@ -126,17 +131,86 @@ def test_steepest_is_a_unit_vector_that_attains_the_dual_norm(norm: str) -> None
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_gradient_is_no_step(norm: str) -> None:
     x = torch.rand(2, 1, 3, 3)
-    ball = Threat(norm, 0.1).around(x)
-    assert torch.equal(ball.ascend(x, torch.zeros_like(x), 0.1), x)
+    ball = Threat(norm, 1).around(x)
+    for step_size in (0.1, 1):
+        assert torch.equal(ball.ascend(x, torch.zeros_like(x), step_size), x)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_step_sizes_of_each_sample(norm: str) -> None:
     x = torch.full((3, 1, 4, 4), 0.5)
     gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     ball = Threat(norm, 0.4).around(x)
     each = ball.ascend(x, gradient.clone(), torch.tensor([0.01, 0.02, 0.3]))
     assert ball.distance(each).numpy() == pytest.approx([0.01, 0.02, 0.3], rel=1e-4)
+
+
+def _cut(x: Tensor, far: Tensor, amount: float) -> np.ndarray[Any, Any]:
+    """Every pixel's change shortened by `amount`, then cut to the box."""
+    delta = (far - x).double().numpy()
+    short = np.sign(delta) * np.maximum(np.abs(delta) - amount, 0)
+    cut: np.ndarray[Any, Any] = np.clip(x.double().numpy() + short, 0, 1)
+    return cut
+
+
+@quick
+@given(st.integers(0, 2**31), st.floats(0.01, 5), st.sampled_from([0.05, 0.5, 3.0]))
+def test_l1_projection_is_the_nearest_point(seed: int, eps: float, spread: float) -> None:
+    # By the optimality conditions the nearest point shortens all changes by one amount, here found by bisection.
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand((1, 1, 3, 5), generator=generator)
+    far = x + spread * torch.randn(x.shape, generator=generator)
+    landed = Threat("l1", eps).around(x).project(far).numpy()
+    low, high = 0.0, float((far - x).abs().max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.abs(_cut(x, far, middle) - x.numpy()).sum() > eps else (low, middle)
+    assert landed == pytest.approx(_cut(x, far, high), abs=1e-5 * (1 + eps))
+
+
+@quick
+@given(st.integers(0, 2**31), st.integers(0, 4))
+def test_l0_projection_is_the_nearest_point(seed: int, eps: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand((1, 1, 2, 3), generator=generator)
+    far = x + torch.randn(x.shape, generator=generator)
+    landed = Threat("l0", eps).around(x).project(far)
+    box = far.clamp(0, 1)
+    every = [torch.tensor(kept).reshape(x.shape) for kept in itertools.product([False, True], repeat=6)]
+    nearest = min(float((torch.where(k, box, x) - far).square().sum()) for k in every if int(k.sum()) <= eps)
+    assert float((landed - far).square().sum()) == pytest.approx(nearest, rel=1e-5)
+
+
+@quick
+@given(st.integers(0, 2**31), st.sampled_from(["l1", "l0"]), st.integers(1, 6))
+def test_a_full_step_reaches_the_best_corner(seed: int, norm: str, eps: int) -> None:
+    """For a linear function: in l1 pixels are filled in the order of their slope, in l0 by what each can gain."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand((2, 1, 4, 4), generator=generator)
+    slope = torch.randn(x.shape, generator=generator)
+    landed = Threat(norm, eps).around(x).ascend(x, slope.clone(), float(eps))
+    got = ((landed - x) * slope).double().flatten(1).sum(1)
+    room = torch.where(slope > 0, 1 - x, x).double().flatten(1).numpy()
+    for row, rate in enumerate(slope.abs().double().flatten(1).numpy()):
+        if norm == "l0":
+            best = np.sort(rate * room[row])[-eps:].sum()
+        else:
+            bounds = [(0, width) for width in room[row]]
+            best = -linprog(-rate, np.ones((1, 16)), [eps], bounds=bounds).fun
+        assert float(got[row]) == pytest.approx(best, rel=1e-4)
+
+
+def test_a_short_l1_step_moves_a_hundredth_of_the_pixels() -> None:
+    x = torch.full((1, 1, 20, 20), 0.5)
+    slope = torch.arange(400.0).reshape(x.shape) + 1
+    moved = Threat("l1", 12).around(x).ascend(x, slope, 0.2) - x
+    assert moved.flatten().nonzero()[:, 0].tolist() == [396, 397, 398, 399]
+    assert moved.sum().item() == pytest.approx(0.2, rel=1e-4)
+
+
+def test_l0_wants_whole_numbers() -> None:
+    with pytest.raises(UserError, match=r"^eps must be a whole number for l0, .* got 2\.5"):
+        Threat("l0", 2.5)
 
 
 def test_distances_are_those_of_numpy() -> None:
@@ -158,6 +232,11 @@ def test_random_fills_the_ball() -> None:
     assert scipy.kstest(linf.numpy(), "uniform").pvalue > 1e-3
     radius = Threat("l2", 0.25).around(x).distance(Threat("l2", 0.25).around(x).random(stream)) / 0.25
     assert scipy.kstest(radius.numpy() ** 4, "uniform").pvalue > 1e-3
+    radius = Threat("l1", 0.25).around(x).distance(Threat("l1", 0.25).around(x).random(stream)) / 0.25
+    assert scipy.kstest(radius.numpy() ** 4, "uniform").pvalue > 1e-3
+    changed = Threat("l0", 1).around(x).random(stream) != x
+    assert (changed.flatten(1).sum(1) == 1).all()
+    assert scipy.chisquare(changed.flatten(1).sum(0).numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("eps", [8 / 255, 0.1, 0.3, 1 / 3])
@@ -171,7 +250,7 @@ def test_eps_is_rounded_down(eps: float) -> None:
 def test_other_boxes_keep_the_ball(high: float) -> None:
     x = torch.rand(8, 3, 16, 16) * high
     for norm in NORMS:
-        ball = Threat(norm, 0.03 * high, high=high).around(x)
+        ball = Threat(norm, 7 if norm == "l0" else 0.03 * high, high=high).around(x)
         landed = ball.project(x + torch.randn_like(x) * high)
         assert ball.contains(landed).all()
 

@@ -24,9 +24,10 @@ class MD(Attack):
     Where one term's gradient drowns the other's ("imbalanced gradients") the margin alone leads nowhere: so the
     first stage of an even restart lowers the label's logit, that of an odd one raises the largest other, and the
     second stage of both raises their difference. Each restart begins at a random point of the ball.
-    steps: gradient steps of a restart, >= 1. first_stage: share of them in the first stage, in [0, 1].
-    restarts: tried until one succeeds, >= 1; two for each term once. The step size falls from 2 eps to 0
-    over each stage as a cosine: eps (1 + cos(pi k / K)).
+    steps: gradient steps of a restart, >= 1. first_stage: share of them in the first stage, in [0, 1]. restarts: tried
+    until one succeeds, >= 1; two for each term once. step_size: of the first step, in pixels of [0, 1], > 0;
+    default 2 eps. It falls to 0 over each stage as a cosine, by (1 + cos(pi k / K)) / 2. random_start: else each
+    restart begins at the image (in a portfolio, where the parts before it ended).
     With a class aimed at, its logit stands for z_max and the largest other one for z_y.
     Departures: the authors' code begins with one step up z_y, left out here; norms other than linf step along the
     steepest direction in them.
@@ -39,6 +40,8 @@ class MD(Attack):
     steps: int = 50
     restarts: int = 2
     first_stage: float = 0.5
+    step_size: float | None = None
+    random_start: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts"):
@@ -46,6 +49,8 @@ class MD(Attack):
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.first_stage <= 1:
             raise UserError(f"first_stage must be in [0, 1], got {self.first_stage:g}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise UserError(f"step_size must be > 0, got {self.step_size:g}")
 
     @property
     def length(self) -> int:
@@ -63,8 +68,8 @@ class MD(Attack):
         return margin_parts
 
     def start(self, query: Query, batch: Batch) -> State:
-        """A random point of the ball."""
-        return State(batch.ball.random(batch.stream))
+        """A random point of the ball, or where others ended."""
+        return State(batch.ball.random(batch.stream) if self.random_start else batch.origin.clone())
 
     def step(self, query: Query, batch: Batch, state: State) -> State:
         """One step up the part of the margin that the stage asks for."""
@@ -74,7 +79,8 @@ class MD(Attack):
         gradient = query.gradient(state.candidate, self.parts, part).gradient
         k = torch.where(second, batch.step - change, batch.step).double()
         length = torch.where(second, self.steps - change, max(1, change)).double()
-        step_size = batch.ball.eps * (1 + torch.cos(math.pi * k / length)).float()
+        first = 2 * batch.ball.eps if self.step_size is None else self.step_size
+        step_size = first * (0.5 + 0.5 * torch.cos(math.pi * k / length)).float()
         return State(batch.ball.ascend(state.candidate, gradient, step_size))
 
 

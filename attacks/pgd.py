@@ -27,10 +27,10 @@ class PGDState(State):
 class PGD(Attack):
     """Projected steepest ascent of a loss from a random point of the ball (Madry et al. 2018, arXiv:1706.06083).
 
-    steps: gradient steps. step_size: length of a step in the threat's norm, in pixels of [0, 1];
-    default 2.5 eps / steps, the authors' rule, by each sample's own eps where they have one.
-    restarts: random starts tried until one succeeds. random_start: start from a uniform point of the ball,
-    else from the image. loss: ce, margin or dlr. momentum: decay of the accumulated gradient (Dong et al.
+    steps: gradient steps. step_size: length of a step in the threat's norm, in pixels of [0, 1]; default 2.5 eps /
+    steps, the authors' rule, by each sample's own eps where they have one. restarts: random starts tried until one
+    succeeds. random_start: start from a uniform point of the ball, else from the image (in a portfolio, from where
+    the parts before it ended). loss: ce, margin or dlr. momentum: decay of the accumulated gradient (Dong et al.
     2018, arXiv:1710.06081), 0 for none.
     Departures: every iterate is judged, not the last alone; `ce` grows as cross entropy does without
     its underflow (see robustbench_lite.losses).
@@ -79,7 +79,7 @@ class PGD(Attack):
     def start(self, query: Query, batch: Batch) -> PGDState:
         """A random point of the ball, or the image; at rest."""
         x = batch.ball.x
-        candidate = batch.ball.random(batch.stream) if self.random_start else x.clone()
+        candidate = batch.ball.random(batch.stream) if self.random_start else batch.origin.clone()
         return PGDState(candidate, torch.zeros_like(x) if self.momentum else x.new_empty((len(x), 0)))
 
     def step(self, query: Query, batch: Batch, state: PGDState) -> PGDState:  # type: ignore[override]

@@ -13,8 +13,8 @@ from robustbench_lite.attack import Access, Attack, Batch, State
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
-from robustbench_lite.rows import per_row
-from robustbench_lite.threat import LinfBall
+from robustbench_lite.rows import per_row, take
+from robustbench_lite.threat import Ball, LinfBall
 
 # Of 10,000 queries: where the share of changed pixels is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -31,10 +31,12 @@ class SquareState(State):
 class Square(Attack):
     """Random search over images on the surface of the ball (Andriushchenko et al. 2020, arXiv:1912.00049).
 
-    steps: queries after the first, one a step, >= 1. share: of the pixels in the first squares, in (0, 1]; it is
-    halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the steps (algorithm 1 and the schedule of section 4).
-    restarts: runs with other random numbers. loss: `margin`, the paper's for any wrong class, or `ce`, which it
-    takes with a class aimed at; default the paper's.
+    steps: changes tried, each for `proposals` queries, >= 1. share: of the pixels in the first squares, in (0, 1]; it
+    is halved after 0.1, 0.5, 2, 5, 10, 20, 40, 60 and 80 % of the steps (algorithm 1 and the schedule of section
+    4). restarts: runs with other random numbers. proposals: queries of a step, >= 1, of which the best counts; 1 is
+    the paper's, and where few are accepted several cost no more queries and fewer steps. random_start: else each
+    begins at the image (in a portfolio, where the parts before it ended). loss: `margin`, the paper's for any wrong
+    class, or `ce`, which it takes with a class aimed at; default the paper's.
     linf (algorithm 2): the first image has vertical stripes, one sign a column and channel; a step repaints one
     square, one sign a channel. One that would change nothing is repainted with all signs turned.
     l2 (algorithm 3): the first image is tiled with bumps; a step empties one square and puts what it held, and
@@ -53,10 +55,12 @@ class Square(Attack):
     steps: int = 5000
     share: float = 0.8
     restarts: int = 1
+    proposals: int = 1
+    random_start: bool = True
     loss: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts"):
+        for name in ("steps", "restarts", "proposals"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.share <= 1:
@@ -76,45 +80,58 @@ class Square(Attack):
 
     def start(self, query: Query, batch: Batch) -> SquareState:
         """Vertical stripes in linf, tiles of bumps in l2."""
-        x = _stripes(batch) if isinstance(batch.ball, LinfBall) else _tiles(batch)
+        if not self.random_start:
+            x = batch.origin.clone()
+        else:
+            x = _stripes(batch) if isinstance(batch.ball, LinfBall) else _tiles(batch)
         return SquareState(x, self._loss(query, batch, x))
 
     def step(self, query: Query, batch: Batch, state: SquareState) -> SquareState:  # type: ignore[override]
-        """One square changed, and kept where that raises the loss."""
-        change = self._repainted if isinstance(batch.ball, LinfBall) else self._refilled
-        x = change(batch, state.candidate)
-        loss = self._loss(query, batch, x)
+        """One square changed, and kept where that raises the loss; of several proposals the best."""
+        linf, channels = isinstance(batch.ball, LinfBall), state.candidate.shape[1]
+        numbers = (2 if linf else 5) + channels
+        change = self._repainted if linf else self._refilled
+        if self.proposals == 1:
+            drawn = batch.stream.uniform((numbers,), draw=batch.step)
+            x = change(batch.ball, drawn, batch.step, state.candidate)
+            loss = self._loss(query, batch, x)
+        else:
+            rows = torch.arange(len(batch.y), device=batch.y.device).repeat_interleave(self.proposals)
+            drawn = batch.stream.uniform((self.proposals, numbers), draw=batch.step).flatten(0, 1)
+            x = change(take(batch.ball, rows), drawn, batch.step[rows], state.candidate[rows])
+            loss, which = self._loss(query, batch, x, rows).reshape(-1, self.proposals).max(1)
+            x = x[rows[:: self.proposals] * self.proposals + which]
         better = loss > state.loss
         return SquareState(torch.where(per_row(better, x), x, state.candidate), torch.where(better, loss, state.loss))
 
-    def _loss(self, query: Query, batch: Batch, x: Tensor) -> Tensor:
-        name = self.loss or ("margin" if batch.targets is None else "ce")
-        return get_loss(name)(query.logits(x), batch.y, batch.targets)
+    def _loss(self, query: Query, batch: Batch, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        loss = get_loss(self.loss or ("margin" if batch.targets is None else "ce"))
+        logits = query.logits(x, rows=rows)
+        if rows is None:
+            return loss(logits, batch.y, batch.targets)
+        return loss(logits, batch.y[rows], None if batch.targets is None else batch.targets[rows])
 
     def _side(self, step: Tensor, height: int, width: int) -> Tensor:
         """The side of each sample's square in pixels, (N,) int64."""
         sides = _sides(self.share, height, width, step.device)
         return sides[_times_halved(self.steps, step.device)[step]]
 
-    def _repainted(self, batch: Batch, best: Tensor) -> Tensor:
+    def _repainted(self, ball: Ball, drawn: Tensor, step: Tensor, best: Tensor) -> Tensor:
         """Algorithm 2: the best image with a square at the ball's upper or lower bound in each channel."""
-        assert isinstance(batch.ball, LinfBall)
+        assert isinstance(ball, LinfBall)
         channels, height, width = best.shape[1:]
-        drawn = batch.stream.uniform((2 + channels,), draw=batch.step)
-        side = self._side(batch.step, height, width)
+        side = self._side(step, height, width)
         inside = (_span(drawn[:, 0], side, height).unsqueeze(2) & _span(drawn[:, 1], side, width).unsqueeze(1))[:, None]
         up = (drawn[:, 2:] < 0.5).reshape(-1, channels, 1, 1)
-        x = torch.where(inside, torch.where(up, batch.ball.upper, batch.ball.lower), best)
+        x = torch.where(inside, torch.where(up, ball.upper, ball.lower), best)
         same = (x == best).flatten(1).all(1)
-        turned = torch.where(up, batch.ball.lower, batch.ball.upper)
+        turned = torch.where(up, ball.lower, ball.upper)
         return torch.where(inside & per_row(same, x), turned, x) if same.any() else x
 
-    def _refilled(self, batch: Batch, best: Tensor) -> Tensor:
+    def _refilled(self, ball: Ball, drawn: Tensor, step: Tensor, best: Tensor) -> Tensor:
         """Algorithm 3: one square emptied into another, with what is left of the ball's budget."""
-        ball = batch.ball
         channels, height, width = best.shape[1:]
-        drawn = batch.stream.uniform((5 + channels,), draw=batch.step)
-        halved = _times_halved(self.steps, best.device)[batch.step]
+        halved = _times_halved(self.steps, best.device)[step]
         side = _odd_sides(self.share, height, width, best.device)[halved]
         rows, columns = _place(drawn[:, 0], side, height), _place(drawn[:, 1], side, width)
         filled = _window(rows, columns, side)

@@ -22,6 +22,7 @@ class Batch:
     y: (N,) int64, the true label; targets: (N,) int64, the class aimed at, or None.
     step: (N,) int64, steps taken in this restart; stream: each sample's random numbers in this restart.
     attempt: (N,) int64, which restart this is, from 0 to `attempts` - 1 (past it where classes are aimed at in turn).
+    ends: in a portfolio, (N, C, H, W), the image nearest to the goal of those that earlier parts ended at; else None.
     """
 
     ball: Ball
@@ -30,6 +31,12 @@ class Batch:
     step: Tensor
     stream: Stream
     attempt: Tensor
+    ends: Tensor | None = None
+
+    @property
+    def origin(self) -> Tensor:
+        """Where an attack begins that draws no start of its own: where others ended, else the image; in the ball."""
+        return self.ball.x if self.ends is None else self.ends
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,9 @@ class Attack:
     minimal: the attack looks for the nearest adversarial image, wherever in the box it is. Its ball then has no
     bound (`project` only clamps; `distance` and `norm` are those of the threat, whose eps it is not
     told), each sample takes all its steps, and the nearest image seen at the goal is the one that is proved.
+
+    own_limits: its limits are hyperparameters of its own (degrees, a share of the contrast), not a norm's. Its threat
+    is the whole box, written linf eps 1, and no other is taken.
     """
 
     name: ClassVar[str]
@@ -64,6 +74,7 @@ class Attack:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     targeted: ClassVar[bool] = True
     minimal: ClassVar[bool] = False
+    own_limits: ClassVar[bool] = False
 
     @property
     def length(self) -> int:

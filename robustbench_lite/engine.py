@@ -46,6 +46,8 @@ class Entry:
     to aim at in turn (N, T). `adversarial` and what follows: the best image so far, and what verification
     said of it. missing: by how much it misses the goal, in logits. claim: an image that waits for its proof,
     claim_step: at which step it was seen, -1 for none; claim_distance: how far it is, where nearer is better.
+    ends: in a portfolio the image nearest to the goal of those that earlier parts ended at; ends_missing: (N, 2) by how
+    much the best of the parts with gradients and the best of those without missed the goal there, inf for none.
     """
 
     index: Tensor
@@ -70,6 +72,8 @@ class Entry:
     claim: Tensor
     claim_step: Tensor
     claim_distance: Tensor
+    ends: Tensor | None = None
+    ends_missing: Tensor | None = None
 
     @property
     def any_class(self) -> bool:
@@ -106,7 +110,8 @@ class Engine:
     A minimal attack's samples take every step of every attempt; of what was seen at the goal the nearest is
     proved, and it is a success where it lies within the sample's eps. within=True lets a sample leave at the
     first that does, and keeps none that does not. max_queries: forward passes after which a sample leaves, the
-    clean pass included; what is seen with later ones counts for nothing. tag: sets the random streams of this
+    clean pass included; what is seen with later ones counts for nothing. warm: the attack is told where earlier parts
+    of a portfolio ended. tag: sets the random streams of this
     engine's attack apart from those of another.
     """
 
@@ -124,6 +129,7 @@ class Engine:
         stop_on_success: bool = True,
         max_queries: int | None = None,
         within: bool = False,
+        warm: bool = False,
         tag: str = "",
     ) -> None:
         self.attack = attack
@@ -137,6 +143,7 @@ class Engine:
         self.stop_on_success = stop_on_success and not attack.minimal
         self.max_queries = max_queries
         self.within = within and attack.minimal
+        self.warm = warm
         self.tag = f"attack {attack.name}{tag}"
         self.cursor = 0
         self.waiting: Entry | None = None
@@ -227,6 +234,7 @@ class Engine:
             step=torch.zeros_like(entry.y),
             stream=stream,
             attempt=entry.attempt,
+            ends=entry.ends if self.warm else None,
         )
         query = self._query(entry, batch)
         with self._blame(batch):

@@ -14,22 +14,52 @@ from .engine import Engine, Entry, Source
 from .errors import UserError
 from .network import Network
 from .query import Query
-from .rows import concat, take, to_tensors
+from .rows import concat, per_row, take, to_tensors
 from .threat import Threat
 
 _COHORT = 4096  # images at most that wait for the next part, twice in memory
 
 
 @dataclass(frozen=True)
+class Part:
+    """An attack of a portfolio, where it begins, and for whom it is worth its passes.
+
+    warm: an attack that draws no start of its own begins where the parts before came nearest to the goal
+    (`Batch.origin`), not at the clean image.
+    hope: without a target, a sample whose margin no part before brought below this share of the clean image's is given
+    up before this part; 1 for none. Not given up is whoever came nearer to the goal without gradients than with
+    them: there the gradient misleads, and what it says of hope is not believed. The rule knows one sample only, so
+    that no verdict depends on another sample.
+    """
+
+    attack: Attack
+    hope: float = 1.0
+    warm: bool = False
+
+    @staticmethod
+    def of(part: Attack | Part) -> Part:
+        """A part as it is; an attack as one that is for all."""
+        return part if isinstance(part, Part) else Part(part)
+
+    def hopeful(self, entry: Entry) -> Tensor:
+        """Which samples that stand go on to this part, (N,) bool."""
+        if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
+            return entry.attacked
+        with_gradient, without = entry.ends_missing.unbind(1)
+        misled = (without < with_gradient) & with_gradient.isfinite()
+        return misled | (torch.minimum(with_gradient, without) <= self.hope * entry.margin)
+
+
+@dataclass(frozen=True)
 class Portfolio(Attack):
     """Base of attacks that are made of others; `parts` says of which, and nothing else is written.
 
-    Each part is run as it would be alone, with the same random numbers, from the clean image, on the samples
-    that all parts before it left. A minimal part stops at the first image within eps.
+    Each part is run as it would be alone, with the same random numbers, on the samples that all parts before it
+    left. A minimal part stops at the first image within eps.
     """
 
-    def parts(self, threat: Threat) -> tuple[Attack, ...]:
-        """The attacks in their order, at least one."""
+    def parts(self, threat: Threat) -> tuple[Attack | Part, ...]:
+        """The attacks in their order, at least one; a Part where it is not for all that are left."""
         raise NotImplementedError
 
     @property
@@ -67,8 +97,8 @@ class Chain:
         # Whole batches: a source reads them ahead.
         batch = int(settings.get("batch_size", 256))
         self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
-        parts = [part.resolve(threat) for part in attack.parts(threat)]
-        names = [part.name for part in parts]
+        parts = [replace(part, attack=part.attack.resolve(threat)) for part in map(Part.of, attack.parts(threat))]
+        names = [part.attack.name for part in parts]
         # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
         again = [names[:k].count(name) for k, name in enumerate(names)]
         self.parts = tuple(zip(parts, ["" if not n else f" again {n}" for n in again], strict=True))
@@ -82,14 +112,16 @@ class Chain:
         while True:
             last = self.part + 1 == len(self.parts)
             for entry, x in self.engine.run():
-                standing = entry.attacked & ~entry.success
+                if last or not len(entry.y):
+                    yield _bare(entry), x
+                    continue
+                entry = _with_ends(entry, self.parts[self.part][0])
+                standing = entry.attacked & ~entry.success & self.parts[self.part + 1][0].hopeful(entry)
                 if self.settings.get("max_queries") is not None:
                     standing = standing & (entry.forwards < self.settings["max_queries"])
-                if last or not bool(standing.any()):
-                    yield entry, x
-                    continue
-                self.left.append(_fresh(take(entry, standing), x[standing]))
-                yield take(entry, ~standing), x[~standing]
+                if standing.any():
+                    self.left.append(_fresh(take(entry, standing), x[standing]))
+                yield _bare(take(entry, ~standing)), x[~standing]
             if not last and self.left:
                 self.part += 1
                 waiting, self.left = concat(self.left), []
@@ -115,9 +147,10 @@ class Chain:
         return _Slice(self.source, self.first, self.size)
 
     def _engine(self, waiting: Entry | None) -> Engine:
-        attack, tag = self.parts[self.part]
+        part, tag = self.parts[self.part]
         cohort = self._cohort
-        engine = Engine(attack, self.network, cohort, threat=self.threat, within=True, tag=tag, **self.settings)
+        given = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag, **self.settings}
+        engine = Engine(part.attack, self.network, cohort, **given)
         if waiting is not None:
             engine.waiting, engine.cursor = waiting, len(cohort)
         return engine
@@ -159,6 +192,28 @@ class _Slice:
     def images(self, index: Tensor) -> Tensor:
         """The images of these indices."""
         return self.source.images(index)
+
+
+def _bare(entry: Entry) -> Entry:
+    """What leaves the chain needs to know of ends no more."""
+    return replace(entry, ends=None, ends_missing=None)
+
+
+def _with_ends(entry: Entry, part: Part) -> Entry:
+    """With what this part ended at, where that is nearer to the goal; a minimal one looks elsewhere."""
+    known = entry.ends_missing
+    if known is None:
+        known = torch.full((len(entry.y), 2), torch.inf, dtype=torch.float64, device=entry.y.device)
+    ends = entry.adversarial if entry.ends is None else entry.ends
+    if not part.attack.minimal:
+        better = entry.missing < known.amin(1)
+        ends = torch.where(per_row(better, ends), entry.adversarial, ends)
+        # Whoever began where a gradient had led is no witness against it.
+        column = 0 if part.warm or part.attack.access == "gradient" else 1
+        known = known.index_copy(
+            1, torch.tensor([column], device=known.device), torch.minimum(known[:, column], entry.missing).unsqueeze(1)
+        )
+    return replace(entry, ends=ends, ends_missing=known)
 
 
 def _fresh(entry: Entry, x: Tensor) -> Entry:

@@ -7,7 +7,7 @@ import torch
 from ..attack import Attack
 from ..engine import Entry
 from ..network import Network
-from ..portfolio import Portfolio, engine_for
+from ..portfolio import Part, Portfolio, engine_for
 from ..rows import concat, take
 from ..threat import BALLS
 from .apart import Images
@@ -37,9 +37,10 @@ def _declared(attack: Portfolio) -> str:
 def _parts(attack: Portfolio) -> str:
     said = []
     for norm in attack.norms:
-        parts = attack.parts(threat_of(norm))
-        if not parts or not all(isinstance(part, Attack) for part in parts):
-            raise Failed(f"parts must return instances of robustbench_lite.Attack, got {parts!r} ({norm})")
+        given = attack.parts(threat_of(attack, norm))
+        if not given or not all(isinstance(part, Attack | Part) for part in given):
+            raise Failed(f"parts must return instances of robustbench_lite.Attack or Part, got {given!r} ({norm})")
+        parts = [Part.of(part).attack for part in given]
         for part in parts:
             if isinstance(part, Portfolio):
                 raise Failed(f"a part is a portfolio itself: {part.name}; give its parts")

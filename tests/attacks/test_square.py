@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ class Watching:
         self.weight = torch.randn((3 * 12 * 10, 4), generator=torch.Generator().manual_seed(0))
         self.asked: list[Tensor] = []
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         self.asked.append(x.clone())
         return x.flatten(1) @ self.weight
 
@@ -56,6 +57,29 @@ def test_spans_reach_every_place_and_never_leave() -> None:
         assert torch.equal(inside.sum(1), side)
     assert _span(torch.tensor([0.0]), torch.tensor([3]), 8)[0].tolist() == [True] * 3 + [False] * 5
     assert _span(torch.tensor([1 - 1e-7]), torch.tensor([3]), 8)[0].tolist() == [False] * 5 + [True] * 3
+
+
+def test_of_several_proposals_the_best_is_taken() -> None:
+    network: Any = Watching()
+    attack, batch = Square(steps=50, proposals=4), batch_of(6, step=3)
+    state = attack.start(network, batch_of(6))
+    after = attack.step(network, batch, state)
+    asked = network.asked[-1].reshape(6, 4, 3, 12, 10)
+    assert all(len({image.numpy().tobytes() for image in images}) == 4 for images in asked)
+    loss = attack._loss(network, batch, asked.flatten(0, 1), torch.arange(6).repeat_interleave(4)).reshape(6, 4)
+    assert torch.equal(after.loss, torch.maximum(loss.amax(1), state.loss))
+    for row in range(6):
+        taken = asked[row, loss[row].argmax()] if loss[row].max() > state.loss[row] else state.candidate[row]
+        assert torch.equal(after.candidate[row], taken)
+
+
+def test_without_a_random_start_it_begins_where_others_ended() -> None:
+    network: Any = Watching()
+    batch = batch_of(5)
+    assert torch.equal(Square(random_start=False).start(network, batch).candidate, batch.ball.x)
+    ends = batch.ball.project(batch.ball.x + 0.05)
+    begun = Square(random_start=False).start(network, dataclasses.replace(batch, ends=ends))
+    assert torch.equal(begun.candidate, ends)
 
 
 def test_it_begins_with_stripes_and_repaints_one_square_a_step() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class Batch:
     step: (N,) int64, steps taken in this restart; stream: each sample's random numbers in this restart.
     attempt: (N,) int64, which restart this is, from 0 to `attempts` - 1 (past it where classes are aimed at in turn).
     ends: in a portfolio, (N, C, H, W), the image nearest to the goal of those that earlier parts ended at; else None.
+    learned: what the attack's `fit` returned, the same for all samples; empty without one. Not to be written to.
     """
 
     ball: Ball
@@ -32,6 +34,7 @@ class Batch:
     stream: Stream
     attempt: Tensor
     ends: Tensor | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def origin(self) -> Tensor:
@@ -65,6 +68,11 @@ class Attack:
 
     own_limits: its limits are hyperparameters of its own (degrees, a share of the contrast), not a norm's. Its threat
     is the whole box, written linf eps 1, and no other is taken.
+
+    persists: a success does not end its samples, `finished` or the last step does; of what was proved the last is
+    kept, and the result says how sure the network is of it (`Result.confidence`).
+
+    one_target: what `fit` learns hangs on the class aimed at, so that a target can only be one class for all samples.
     """
 
     name: ClassVar[str]
@@ -75,6 +83,19 @@ class Attack:
     targeted: ClassVar[bool] = True
     minimal: ClassVar[bool] = False
     own_limits: ClassVar[bool] = False
+    persists: ClassVar[bool] = False
+    one_target: ClassVar[bool] = False
+
+    def fit(self, query: Query, batch: Batch) -> dict[str, Tensor]:
+        """What it must learn from many images before it attacks one, as named tensors; called once, before all else.
+
+        batch: the images to learn from, with their labels, balls and random streams, all at once; `targets` is the
+        class aimed at, for all the same. Here, and only here, samples may be mixed. `query` answers for any image at
+        `rows` of the batch, at the declared access; its passes are counted, and reported once for the whole run.
+        Passes run in groups of one size, so what is learned does not hang on the batch size. The tensors are kept
+        with the run, and come back as `batch.learned` in `start` and `step`. The same images must give the same.
+        """
+        return {}
 
     @property
     def length(self) -> int:

@@ -1,8 +1,9 @@
 """What a run keeps while it goes on, so that it can be killed at any moment and go on to the same rows.
 
 Beside the run file stands a folder `RUN_ID.partial`: `part-NNNNN.safetensors` with finished samples, and
-`engine.safetensors` with the engine between two steps, which names how many parts belong to it. Each is
-written whole or not at all, the engine last, so what is on disk is always one moment of the run.
+`engine.safetensors` with the engine between two steps, which names how many parts belong to it; before them, of an
+attack that learns, `fit.safetensors`. Each is written whole or not at all, the engine last, so what is on disk is
+always one moment of the run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 from .engine import Engine
 from .errors import UserError
 from .files import write_whole
+from .fitting import Fit
 from .portfolio import Chain
 
 EVERY = 2.0  # seconds between stores, at least
@@ -84,6 +86,25 @@ class Checkpoint:
         self.parts = int(note["parts"])
         self.ours = True
         return done, float(note["seconds"])
+
+    def load_fit(self) -> Fit | None:
+        """What the attack learned in an earlier process of this run."""
+        try:
+            tensors, note = _read(self.folder / "fit.safetensors")
+            if note.get("key") != self.key:
+                return None
+            fit = Fit(tensors, int(note["forwards"]), int(note["backwards"]), float(note["seconds"]))
+        except (OSError, SafetensorError, LookupError, ValueError):
+            return None
+        self.ours = True
+        return fit
+
+    def store_fit(self, fit: Fit) -> None:
+        """What the attack learned, on disk before the first sample is attacked."""
+        self.clear()
+        note = {"key": self.key, **{name: repr(getattr(fit, name)) for name in ("forwards", "backwards", "seconds")}}
+        self._write("fit.safetensors", {name: tensor.cpu() for name, tensor in fit.learned.items()}, note)
+        self.ours = True
 
     def add(self, columns: dict[str, Tensor]) -> None:
         """Columns of finished samples, kept from the next store on."""

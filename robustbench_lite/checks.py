@@ -183,6 +183,6 @@ def _check_slope(network: Network, x: Tensor, y: Tensor, gradient: Tensor) -> li
 
 
 def verdict(findings: list[Finding]) -> str:
-    """One line: `no fault found`, or `unreliable:` and why."""
+    """One line: `reliable`, as far as the checks can tell, or `unreliable:` and why."""
     fatal = [f.text.split(":")[0].split(";")[0] for f in findings if f.fatal]
-    return f"unreliable: {'; '.join(fatal)}" if fatal else "no fault found"
+    return f"unreliable: {'; '.join(fatal)}" if fatal else "reliable"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -112,7 +112,7 @@ class Engine:
     first that does, and keeps none that does not. max_queries: forward passes after which a sample leaves, the
     clean pass included; what is seen with later ones counts for nothing. warm: the attack is told where earlier parts
     of a portfolio ended. tag: sets the random streams of this
-    engine's attack apart from those of another.
+    engine's attack apart from those of another. learned: what the attack's `fit` returned.
     """
 
     def __init__(
@@ -131,6 +131,7 @@ class Engine:
         within: bool = False,
         warm: bool = False,
         tag: str = "",
+        learned: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.attack = attack
         self.network = network
@@ -140,10 +141,11 @@ class Engine:
         self.seed = seed
         self.batch_size = batch_size
         self.votes = votes
-        self.stop_on_success = stop_on_success and not attack.minimal
+        self.stop_on_success = stop_on_success and not (attack.minimal or attack.persists)
         self.max_queries = max_queries
         self.within = within and attack.minimal
         self.warm = warm
+        self.learned = learned or {}
         self.tag = f"attack {attack.name}{tag}"
         self.cursor = 0
         self.waiting: Entry | None = None
@@ -235,6 +237,7 @@ class Engine:
             stream=stream,
             attempt=entry.attempt,
             ends=entry.ends if self.warm else None,
+            learned=self.learned,
         )
         query = self._query(entry, batch)
         with self._blame(batch):
@@ -380,6 +383,8 @@ class Engine:
         missing = -margin(logits, part.y, targets).double()
         better = (success & ~part.success) | ((success == part.success) & (missing < part.missing))
         first = success & ~part.success
+        if self.attack.persists:
+            better = better | success
         if self.attack.minimal:
             ball = take(batch.ball, rows)
             nearer = ball.distance(images) < ball.distance(part.adversarial)
@@ -498,7 +503,7 @@ class _Blame:
     def __init__(self, what: str, batch: Batch) -> None:
         self.what = what
         ball = batch.ball
-        given = (ball.x, ball.eps, batch.y, batch.targets, batch.step, batch.stream.keys)
+        given = (ball.x, ball.eps, batch.y, batch.targets, batch.step, batch.stream.keys, *batch.learned.values())
         self.given = [tensor for tensor in given if tensor is not None]
         self.versions = self._versions()
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .attack import Attack
+from .battery import IMAGES as SECOND_LOOK
+from .battery import Subjects, second_look
 from .checkpoint import Checkpoint
-from .checks import IMAGES, Finding, check_model
+from .checks import IMAGES, Finding, check_model, verdict
 from .data import Dataset, from_arrays
 from .data.checks import checked_images
 from .data.dataset import as_pixels
@@ -28,11 +30,11 @@ from .models.identity import tensors_sha256
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
-from .portfolio import Chain, engine_for
+from .portfolio import Chain, Portfolio, engine_for
 from .registry import source_hash
 from .result import Result, finished_columns, make_table
 from .rows import concat
-from .streams import Stream
+from .streams import Stream, content_hashes
 from .targets import check_target
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def run_plan(
         run = _Running(plan, engine, len(source), progress, stop)
         if leaderboard is None:
             columns, seconds = run.finish(None)
+            specification = _judged(plan, network, specification, columns, findings, warn)
         else:
             folder = leaderboard / "runs" / f"{specification.run_id()}{shard_suffix(plan)}.partial"
             checkpoint = Checkpoint(folder, resume_key(plan, specification, answers))
@@ -128,6 +131,7 @@ def run_plan(
                     checkpoint.clear()
                 try:
                     columns, seconds = run.finish(checkpoint, note)
+                    specification = _judged(plan, network, specification, columns, findings, warn)
                     result = _result(plan, specification, columns, seconds, leaderboard, before_write)
                 except BaseException:
                     if not any(folder.glob("*.safetensors")):  # nothing to go on with
@@ -209,7 +213,12 @@ class _Running:
         if not self.waiting:
             return
         entries, images = zip(*self.waiting, strict=True)
-        columns = finished_columns(concat(entries), torch.cat(images), keep_images=self.plan.keep_images)
+        entry = concat(entries)
+        columns = finished_columns(entry, torch.cat(images), keep_images=self.plan.keep_images)
+        if self.plan.attack.persists:
+            noise = Noise(Stream(entry.key), torch.zeros_like(entry.y))
+            logits = self.engine.network.logits(entry.adversarial, noise, draws=self.plan.draws[1])
+            columns["confidence"] = logits.softmax(1).gather(1, entry.adversarial_prediction[:, None])[:, 0].cpu()
         self.waiting, self.waiting_rows = [], 0
         self._take(columns)
         if checkpoint:
@@ -231,6 +240,43 @@ def _probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
     # Two networks of one name and the same weights may still compute differently; a stored run is only gone on with
     # where the answers are the same to the last bit.
     return check_model(network, x, y, plan.stated), tensors_sha256({"logits": logits})
+
+
+def _judged(
+    plan: Plan,
+    network: Network,
+    specification: Specification,
+    columns: dict[str, Tensor],
+    findings: list[Finding],
+    warn: Callable[[str], None] | None,
+) -> Specification:
+    """The record with what a second look at the images finds, and what it cost."""
+    if not plan.checks or plan.target is not None:
+        return specification
+    before = network.forward_rows, network.backward_rows
+    left = _subjects(plan, columns["index"][columns["attacked"] & ~columns["success"]], network.device)
+    iterative = plan.attack.access == "gradient" and (isinstance(plan.attack, Portfolio) or plan.attack.length > 1)
+    found = second_look(network, plan.threat, left, votes=plan.draws[1], iterative=iterative)
+    for finding in found:
+        if warn:
+            warn(finding.text)
+    every = [*findings, *found]
+    calls = {
+        "check_forwards": specification.calls["check_forwards"] + network.forward_rows - before[0],
+        "check_backwards": specification.calls["check_backwards"] + network.backward_rows - before[1],
+    }
+    return dataclasses.replace(
+        specification, warnings=tuple(f.text for f in every), verdict=verdict(every), calls=specification.calls | calls
+    )
+
+
+def _subjects(plan: Plan, index: Tensor, device: torch.device) -> Subjects:
+    """Some of the samples at these places of the plan, spread over all."""
+    chosen = index[torch.linspace(0, len(index) - 1, min(SECOND_LOOK, len(index))).long()] if len(index) else index
+    x = plan.data.images(chosen) if len(chosen) else torch.empty((0, *plan.data.shape))
+    keys = Stream.of(content_hashes(x), seed=plan.seed, device=device).keys
+    eps = plan.threat.each(len(chosen)) if plan.eps is None else plan.eps[chosen]
+    return Subjects(x.to(device), plan.data.labels[chosen].to(device), eps.to(device), keys)
 
 
 def _result(
@@ -259,13 +305,13 @@ def _result(
         },
     )
     run = seal(specification, table)
-    images = columns.get("adversarial")
+    images, confidence = columns.get("adversarial"), columns.get("confidence")
     if leaderboard is None:
-        return Result(run, images)
+        return Result(run, images, confidence=confidence)
     if before_write is not None:
         run = before_write(Result(run, images))
     file, settled = settle(leaderboard, run)
-    return Result(run, images, file, settled)
+    return Result(run, images, file, settled, confidence)
 
 
 def evaluate(
@@ -288,6 +334,7 @@ def evaluate(
     votes: int | None = None,
     stop_on_success: bool = True,
     max_queries: int | None = None,
+    checks: bool = True,
     name: str | None = None,
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -300,6 +347,8 @@ def evaluate(
     default 8/255 for linf and 0.5 for l2. target: None, random, next, least-likely, all or a class.
     device: default the model's own. precision: float32, bf16 or f16 for the search; proofs are in float32.
     max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
+    checks: after the run small attacks of other kinds look at up to 16 images that were left standing, and may make
+    the verdict `unreliable`; False leaves them out.
     leaderboard: folder that receives the run file; None writes nothing.
 
     A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
@@ -323,7 +372,7 @@ def evaluate(
     classes = _count_classes(model, x)
     each = _rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
     data = _tensor_data(x, y, classes, each)
-    threat = make_threat(norm, float(each.max()) if each is not None else eps)  # type: ignore[arg-type]
+    threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
         model=LoadedModel(
             module=model,
@@ -352,6 +401,7 @@ def evaluate(
         votes=votes,
         stop_on_success=stop_on_success,
         max_queries=max_queries,
+        checks=checks,
         keep_images=True,
     )
     result = run_plan(plan, leaderboard=None if leaderboard is None else Path(leaderboard), progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .attack import Attack, Batch
 from .errors import UserError, unknown_name
+from .fitting import FitData, fit_attack, needs_fit
 from .network import Network, frozen
 from .options import configure
 from .query import Query
@@ -64,7 +66,8 @@ def perturb(
     """Candidates of one attempt of an attack, (N, C, H, W): all steps taken, nothing judged.
 
     x: (N, C, H, W) in [0, 1]; y: (N,) int64; targets: (N,) int64 or None. Two images that are equal
-    get equal random numbers only if they stand at the same place. The model's mode is left as found.
+    get equal random numbers only if they stand at the same place. The model's mode is left as found. An attack
+    that learns from many images does so from these, at every call.
     """
     threat = Threat(norm, eps)
     made = make_attack(attack, attack_options, threat)
@@ -74,7 +77,11 @@ def perturb(
     with frozen(model), torch.no_grad():
         network = Network(model, device=device)
         zero = torch.zeros_like(y)
-        batch = Batch(made.ball(threat, x), y, targets, zero, base.child(f"attack {made.name}"), zero)
+        learned: Mapping[str, Tensor] = {}
+        if needs_fit(made, threat):
+            learned = fit_attack(made, network, FitData(x, y), threat=threat, target=_one(targets), seed=seed).learned
+        stream = base.child(f"attack {made.name}")
+        batch = Batch(made.ball(threat, x), y, targets, zero, stream, zero, learned=learned)
         forwards = torch.zeros_like(y)
 
         def ask() -> Query:
@@ -93,7 +100,14 @@ def perturb(
         state = made.start(query, batch)
         for step in range(made.length):
             forwards = query.forwards
-            batch = Batch(batch.ball, y, targets, torch.full_like(y, step), batch.stream, zero)
+            batch = replace(batch, step=torch.full_like(y, step))
             query = ask()
             state = made.step(query, batch, state)
         return batch.ball.project(state.candidate.detach())
+
+
+def _one(targets: Tensor | None) -> str | int | None:
+    """The target of samples that all aim at one class; else what says that they do not."""
+    if targets is None:
+        return None
+    return int(targets[0]) if bool((targets == targets[0]).all()) else "a class for each"

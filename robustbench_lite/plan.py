@@ -20,9 +20,9 @@ from .environment import environment_record
 from .errors import UserError, unknown_name
 from .models.identity import layout_sha256
 from .network import PRECISIONS, usable_device
-from .options import option_types
-from .portfolio import Portfolio
-from .registry import source_hash
+from .options import option_types, parse_number
+from .portfolio import Part, Portfolio
+from .registry import load, source_hash
 from .targets import check_target
 from .threat import Threat
 
@@ -35,8 +35,19 @@ EOT_DRAWS = 8
 VOTES = 16
 
 
-def make_threat(norm: str, eps: float | str | None) -> Threat:
-    """The threat of this norm; eps defaults to 8/255 for linf and 0.5 for l2."""
+def make_threat(norm: str, eps: float | str | None, attack: str | Attack | None = None) -> Threat:
+    """The threat of this norm; eps defaults to 8/255 for linf and 0.5 for l2.
+
+    For an attack with limits of its own it is the whole box, linf eps 1, and UserError is raised for another.
+    """
+    made = load("attacks", attack, argument="attack") if isinstance(attack, str) else attack
+    if made is not None and getattr(made, "own_limits", False):
+        if norm != "linf" or (eps is not None and parse_number("eps", eps) != 1):
+            raise UserError(
+                f"norm, eps: attack {made.name} has limits of its own, which are its options; leave both out, "
+                f"got {norm}{'' if eps is None else f' {eps}'}"
+            )
+        return Threat("linf", 1.0)
     if norm not in DEFAULT_EPS:
         raise unknown_name("norm", str(norm), DEFAULT_EPS)
     return Threat(norm, DEFAULT_EPS[norm] if eps is None else eps)  # type: ignore[arg-type]
@@ -72,6 +83,7 @@ class Plan:
     stop_on_success: bool = True
     keep_images: bool = False
     max_queries: int | None = None
+    checks: bool = True
 
     def __post_init__(self) -> None:
         check_settings(**{name: getattr(self, name) for name in _SETTINGS})
@@ -213,8 +225,13 @@ def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
     """Every option as it stands, and those of a portfolio's parts."""
     options = {name: getattr(attack, name) for name in option_types(type(attack))}
     if isinstance(attack, Portfolio):
-        parts = (part.resolve(threat) for part in attack.parts(threat))
-        options["parts"] = [{"name": part.name, **_resolved(part, threat)} for part in parts]
+        parts = (Part.of(part) for part in attack.parts(threat))
+        options["parts"] = [
+            {"name": part.attack.name, **_resolved(part.attack.resolve(threat), threat)}
+            | ({"hope": part.hope} if part.hope < 1 else {})
+            | ({"warm": True} if part.warm else {})
+            for part in parts
+        ]
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,11 +89,21 @@ class Chain:
     The same interface as an engine: finished samples come out of `run`, and between two of them it may be stored.
     """
 
-    def __init__(self, attack: Portfolio, network: Network, source: Source, *, threat: Threat, **settings: Any) -> None:
+    def __init__(
+        self,
+        attack: Portfolio,
+        network: Network,
+        source: Source,
+        *,
+        threat: Threat,
+        learned: Mapping[str, Tensor] | None = None,
+        **settings: Any,
+    ) -> None:
         self.network = network
         self.source = source
         self.threat = threat
         self.settings = settings
+        self.learned = learned or {}
         # Whole batches: a source reads them ahead.
         batch = int(settings.get("batch_size", 256))
         self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
@@ -149,7 +159,10 @@ class Chain:
     def _engine(self, waiting: Entry | None) -> Engine:
         part, tag = self.parts[self.part]
         cohort = self._cohort
-        given = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag, **self.settings}
+        own = f"{self.part}."
+        learned = {name.removeprefix(own): tensor for name, tensor in self.learned.items() if name.startswith(own)}
+        given = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag, "learned": learned}
+        given |= self.settings
         engine = Engine(part.attack, self.network, cohort, **given)
         if waiting is not None:
             engine.waiting, engine.cursor = waiting, len(cohort)

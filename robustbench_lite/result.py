@@ -27,12 +27,15 @@ class Result:
 
     adversarial: (N, C, H, W) float32, the final image of each sample (the clean one where it was not
     attacked), or None where images were not kept. success: (N,) bool. Rows are in order of index.
+    confidence: (N,) float32, the probability that the network gives to its class of the final image; None but for
+    attacks that persist, such as fooling. It is not part of the run file.
     """
 
     run: Run
     adversarial: Tensor | None = field(default=None, repr=False)
     file: Path | None = None
     settled: str = ""
+    confidence: Tensor | None = field(default=None, repr=False)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -64,6 +67,14 @@ class Result:
     def robust_accuracy(self) -> float:
         """Share of samples that the model gets right and the attack could not move."""
         return float((self.column("correct") & ~self.success).double().mean())
+
+    @property
+    def confident(self) -> float | None:
+        """Share of the attacked samples brought to the goal with more than 50 % confidence; None as `confidence`."""
+        attacked = self.column("attacked")
+        if self.confidence is None or not attacked.any():
+            return None
+        return float((self.success & (self.confidence > 0.5))[attacked].double().mean())
 
     @property
     def forwards(self) -> int:
@@ -107,6 +118,7 @@ class Result:
             "seconds": row["seconds"],
             "verdict": self.verdict,
             "warnings": list(self.warnings),
+            **({} if self.confidence is None else {"confident": self.confident}),
         }
 
 

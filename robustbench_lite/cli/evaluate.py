@@ -61,6 +61,12 @@ def evaluate(
         int | None,
         typer.Option(help="Forward passes that an image may cost; default no limit.", rich_help_panel="Attack"),
     ] = None,
+    checks: Annotated[
+        bool,
+        typer.Option(
+            help="Afterwards let small attacks of other kinds look at images left standing.", rich_help_panel="Attack"
+        ),
+    ] = True,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -120,7 +126,7 @@ def evaluate(
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
-    threat = make_threat(norm, eps)
+    threat = make_threat(norm, eps, attack)
     attack_options = o.merged(
         "--attack-option",
         attack_option,
@@ -149,6 +155,7 @@ def evaluate(
         "max_queries": max_queries,
     }
     check_settings(**settings)
+    settings["checks"] = checks
     with training_bar(f"training {model}") as training:
         network = prepare_model(
             model,
@@ -289,6 +296,8 @@ def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if specification.attack.minimal:
             median = row["median_distance"]
             yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {row['norm']}"
+        if result.confident is not None:
+            yield "over 50 % sure", f"{100 * result.confident:5.1f} %  of the images attacked"
     elif specification.shard is not None:
         part, parts = specification.shard
         share = f"{row['n']} of {specification.dataset.samples} images"

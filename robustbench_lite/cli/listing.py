@@ -88,7 +88,8 @@ def _attack(thing: Any) -> dict[str, Any]:
 
     if not (isinstance(thing, type) and issubclass(thing, Attack)):
         raise TypeError("it is no subclass of robustbench_lite.Attack")
-    return {"access": str(thing.access), "norms": list(thing.norms), "targeted": bool(thing.targeted)}
+    norms = ["limits of its own"] if thing.own_limits else list(thing.norms)
+    return {"access": str(thing.access), "norms": norms, "targeted": bool(thing.targeted)}
 
 
 def _defense(thing: Any) -> dict[str, Any]:

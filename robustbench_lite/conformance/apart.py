@@ -142,7 +142,7 @@ def check_targets(attack: Attack, shape: Shape) -> str:
     asked = int(runs[0][-1].forwards.sum())
     if asked and all(difference(a, b) == 0 for a, b in zip(*runs, strict=True)):
         raise Failed("the class that it aims at makes no difference; use batch.targets, or state targeted = False")
-    driver = Driver(attack, threat_of(attack.norms[0]), linear_network(shape, classes=4), 4)
+    driver = Driver(attack, threat_of(attack, attack.norms[0]), linear_network(shape, classes=4), 4)
     for target in ("next", 0):
         engine = _engine(driver, driver.attack, images(COUNT, shape), target=target, size=COUNT)
         with torch.no_grad():

@@ -185,14 +185,14 @@ def difference(one: Running, other: Running) -> float:
     return max(gaps)
 
 
-def threat_of(norm: str) -> Threat:
-    """The threat of the checks in this norm."""
-    return Threat(norm, EPS.get(norm, 1.0))
+def threat_of(attack: Attack, norm: str) -> Threat:
+    """The threat of the checks in this norm; the box for an attack with limits of its own."""
+    return Threat(norm, 1.0 if attack.own_limits else EPS.get(norm, 1.0))
 
 
 def driver_of(attack: Attack, norm: str, shape: Shape, *, classes: int = 3, alone: bool = True) -> Driver:
     """The attack against a small smooth network in this norm."""
-    return Driver(attack, threat_of(norm), small_network(shape, classes=classes), classes, alone=alone)
+    return Driver(attack, threat_of(attack, norm), small_network(shape, classes=classes), classes, alone=alone)
 
 
 def samples_of(driver: Driver, shape: Shape, *, count: int = COUNT, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class VMIFGSM(MomentumAscent):
     """
 
     name: ClassVar[str] = "vmi-fgsm"
-    summary: ClassVar[str] = "iterative gradient sign with momentum, tuned by gradients around the last iterate"
+    summary: ClassVar[str] = "iterative gradient sign with momentum, tuned by gradients around the iterate"
     source: ClassVar[str] = "Wang and He 2021, arXiv:2103.15571"
 
     neighbours: int = 20
@@ -87,9 +87,7 @@ class VNIFGSM(VMIFGSM):
     """
 
     name: ClassVar[str] = "vni-fgsm"
-    summary: ClassVar[str] = (
-        "iterative gradient sign with Nesterov momentum, tuned by gradients around the last iterate"
-    )
+    summary: ClassVar[str] = "iterative gradient sign with Nesterov momentum, tuned by gradients around the iterate"
     source: ClassVar[str] = "Wang and He 2021, arXiv:2103.15571"
 
     def point(self, batch: Batch, state: AscentState) -> Tensor:

@@ -98,6 +98,11 @@ class Attack:
         return {}
 
     @property
+    def learns(self) -> bool:
+        """Whether it has a `fit`."""
+        return type(self).fit is not Attack.fit
+
+    @property
     def length(self) -> int:
         """Steps of one restart, at most."""
         raise NotImplementedError
@@ -106,6 +111,11 @@ class Attack:
     def attempts(self) -> int:
         """Restarts, each with random numbers of its own, until one succeeds."""
         return 1
+
+    @property
+    def cells(self) -> tuple[tuple[str, str], ...]:
+        """Two words for each attempt, of an attack whose attempts are each of interest by themselves; else none."""
+        return ()
 
     def ball(self, threat: Threat, x: Tensor, eps: Tensor | None = None) -> Ball:
         """The ball in which it may look around each image: the threat's, or for a minimal attack the whole box."""

@@ -27,6 +27,7 @@ _STEPS = 10  # gradients of each ascent
 _ROUNDS, _PROPOSALS = 12, 8  # of the search without gradients
 _COPIES = 4  # of an image, with noise, over which a gradient is averaged
 _SCALE = 1e-3  # of logits, where cross entropy may saturate
+_POINTS = 0.02  # of robust accuracy: an overestimate that matters
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,18 @@ class Subjects:
         return Noise(Stream(self.keys), torch.zeros_like(self.keys))
 
 
-def second_look(network: Network, threat: Threat, left: Subjects, *, votes: int, iterative: bool) -> list[Finding]:
+def second_look(
+    network: Network, threat: Threat, left: Subjects, *, standing: float, votes: int, iterative: bool
+) -> list[Finding]:
     """What small attacks of other kinds find on images that an attack left standing.
 
-    votes: draws of a verdict. iterative: the attack followed gradients over several steps, so that nothing cheaper
-    should do better; of another attack only the gradient and the unbounded ball are looked at.
+    standing: the share of all images that it left so, of which `left` are some. votes: draws of a verdict.
+    iterative: the attack followed gradients over several steps, so that nothing cheaper should do better; of another
+    attack only the gradient and the unbounded ball are looked at.
     """
     if not len(left.y):
         return []
-    look = _Look(network, threat, left, votes)
+    look = _Look(network, threat, left, standing, votes)
     findings = look.vanishing()
     if not iterative:
         return findings + look.unbounded(None)
@@ -65,10 +69,11 @@ def second_look(network: Network, threat: Threat, left: Subjects, *, votes: int,
 class _Look:
     """Small attacks on images that were left standing."""
 
-    def __init__(self, network: Network, threat: Threat, left: Subjects, votes: int) -> None:
+    def __init__(self, network: Network, threat: Threat, left: Subjects, standing: float, votes: int) -> None:
         self.network = network
         self.threat = threat
         self.left = left
+        self.standing = standing
         self.votes = votes
         self.ball = threat.around(left.x, left.eps)
         self.known = torch.zeros(len(left.y), dtype=torch.bool, device=left.y.device)
@@ -78,12 +83,22 @@ class _Look:
         return _climb(self.network, self.ball, self.left, loss, self.votes)
 
     def report(self, fooled: Tensor, what: str) -> list[Finding]:
-        """A finding where this fooled more than chance would; images that another look fooled count once."""
+        """A finding where this fooled more than one by chance, and enough to matter for the number.
+
+        An image that another look fooled already does not count again.
+        """
         count, total = int((fooled & ~self.known).sum()), len(self.left.y)
         self.known |= fooled
-        if count < max(1 if total < 8 else 2, 0.1 * total):
+        points = self.standing * count / total
+        if count < min(2, total) or count < 0.1 * total or points < _POINTS:
             return []
-        return [Finding(f"{what} fools {count} of {total} images that the attack left standing", fatal=True)]
+        return [
+            Finding(
+                f"{what} fools {count} of {total} images that the attack left standing: robust accuracy is some "
+                f"{100 * points:.0f} points lower",
+                fatal=True,
+            )
+        ]
 
     def vanishing(self) -> list[Finding]:
         """Gradients that are zero, tiny or not numbers, at the images themselves."""

@@ -26,18 +26,30 @@ from .data.dataset import as_pixels
 from .defense import Defense, wrap_all
 from .engine import Engine, Entry
 from .errors import RblError, UserError
+from .fitting import FIT_ROWS, Fit, FitData, fit_attack
 from .models.identity import tensors_sha256
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
-from .plan import Plan, PlanSource, check_images, make_threat, resume_key, shard_suffix, specification_of
+from .plan import (
+    Plan,
+    PlanSource,
+    check_images,
+    make_threat,
+    resume_key,
+    shard_suffix,
+    specification_of,
+    with_fit_data,
+)
 from .portfolio import Chain, Portfolio, engine_for
 from .registry import source_hash
 from .result import Result, finished_columns, make_table
 from .rows import concat
 from .streams import Stream, content_hashes
+from .surrogate import Surrogate, networks_beside, surrogates_ready
 from .targets import check_target
 
 if TYPE_CHECKING:
+    from .models import LoadedModel
     from .records.run import Run
     from .records.specification import Specification
 
@@ -78,6 +90,7 @@ def run_plan(
     Raises UserError for what the caller can mend, Interrupted when `stop` says so.
     """
     started = datetime.datetime.now(datetime.UTC)
+    plan = with_fit_data(plan)
     module = wrap_all(plan.model.module, plan.inference)
     devices = [torch.device(plan.device)] if torch.device(plan.device).type == "cuda" else []
     with (
@@ -87,6 +100,13 @@ def run_plan(
         frozen(module),
         torch.random.fork_rng(devices),
         torch.no_grad(),
+        surrogates_ready(
+            plan.attack,
+            n_classes=len(plan.data.classes),
+            shape=tuple(plan.data.shape),
+            device=plan.device,
+            max_batch=plan.batch_size,
+        ),
     ):
         seed_torch(plan.seed, plan.device)
         eot, votes = plan.draws
@@ -104,25 +124,35 @@ def run_plan(
             if warn:
                 warn(finding.text)
         if plan.deterministic:
-            network.block = network.uniform_block(tuple(plan.data.shape))
+            for each in (network, *networks_beside(plan.attack)):
+                each.block = each.uniform_block(tuple(plan.data.shape))
         checked = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
-        engine = engine_for(
-            plan.attack,
-            network,
-            source,
-            threat=plan.threat,
-            target=check_target(plan.target, plan.data.classes),
-            seed=plan.seed,
-            batch_size=plan.batch_size,
-            votes=votes,
-            stop_on_success=plan.stop_on_success,
-            max_queries=plan.max_queries,
-        )
         specification = specification_of(plan, started, findings, checked)
-        run = _Running(plan, engine, len(source), progress, stop)
+
+        def run(checkpoint: Checkpoint | None) -> tuple[dict[str, Tensor], float, Specification, Fit | None]:
+            fit = _fit(plan, network, checkpoint, note, stop)
+            engine = engine_for(
+                plan.attack,
+                network,
+                source,
+                threat=plan.threat,
+                target=check_target(plan.target, plan.data.classes),
+                seed=plan.seed,
+                batch_size=plan.batch_size,
+                votes=votes,
+                stop_on_success=plan.stop_on_success,
+                max_queries=plan.max_queries,
+                learned=None if fit is None else fit.learned,
+            )
+            columns, seconds = _Running(plan, engine, len(source), progress, stop).finish(checkpoint, note)
+            judged = _judged(plan, network, specification, columns, findings, warn)
+            if fit is None:
+                return columns, seconds, judged, None
+            calls = judged.calls | {"fit_forwards": fit.forwards, "fit_backwards": fit.backwards}
+            return columns, seconds + fit.seconds, dataclasses.replace(judged, calls=calls), fit
+
         if leaderboard is None:
-            columns, seconds = run.finish(None)
-            specification = _judged(plan, network, specification, columns, findings, warn)
+            columns, seconds, specification, fit = run(None)
         else:
             folder = leaderboard / "runs" / f"{specification.run_id()}{shard_suffix(plan)}.partial"
             checkpoint = Checkpoint(folder, resume_key(plan, specification, answers))
@@ -130,16 +160,15 @@ def run_plan(
                 if not resume:
                     checkpoint.clear()
                 try:
-                    columns, seconds = run.finish(checkpoint, note)
-                    specification = _judged(plan, network, specification, columns, findings, warn)
-                    result = _result(plan, specification, columns, seconds, leaderboard, before_write)
+                    columns, seconds, specification, fit = run(checkpoint)
+                    result = _result(plan, specification, columns, seconds, fit, leaderboard, before_write)
                 except BaseException:
                     if not any(folder.glob("*.safetensors")):  # nothing to go on with
                         checkpoint.remove()
                     raise
                 checkpoint.remove()
             return result
-        return _result(plan, specification, columns, seconds)
+        return _result(plan, specification, columns, seconds, fit)
 
 
 class _Running:
@@ -242,6 +271,45 @@ def _probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
     return check_model(network, x, y, plan.stated), tensors_sha256({"logits": logits})
 
 
+def _fit(
+    plan: Plan,
+    network: Network,
+    checkpoint: Checkpoint | None,
+    note: Callable[[str], None] | None,
+    stop: Callable[[], bool] | None,
+) -> Fit | None:
+    """What the attack learns, in this process or in an earlier one of the same run; None where it learns nothing."""
+    if plan.fit is None:
+        return None
+    stored = checkpoint.load_fit() if checkpoint else None
+    if stored is not None:
+        if note:
+            note(f"an unfinished run goes on: what {plan.attack.name} learned was kept")
+        learned = {name: tensor.to(network.device) for name, tensor in stored.learned.items()}
+        return dataclasses.replace(stored, learned=learned)
+    if note:
+        note(f"{plan.attack.name} learns from {len(plan.fit.x)} images ({plan.fit.origin}), once")
+
+    def asked() -> None:
+        if stop is not None and stop():
+            raise Interrupted("stopped before the first sample, while the attack was learning; nothing is kept")
+
+    # In float32, and in passes of one size: what is learned depends neither on the batch size nor on the precision.
+    own = Network(
+        network.model,
+        n_classes=network.n_classes,
+        device=network.device,
+        eot=network.eot,
+        block=network.block,
+        max_batch=FIT_ROWS,
+    )
+    target = check_target(plan.target, plan.data.classes)
+    fit = fit_attack(plan.attack, own, plan.fit, threat=plan.threat, target=target, seed=plan.seed, asked=asked)
+    if checkpoint:
+        checkpoint.store_fit(fit)
+    return fit
+
+
 def _judged(
     plan: Plan,
     network: Network,
@@ -254,9 +322,11 @@ def _judged(
     if not plan.checks or plan.target is not None:
         return specification
     before = network.forward_rows, network.backward_rows
-    left = _subjects(plan, columns["index"][columns["attacked"] & ~columns["success"]], network.device)
+    robust = columns["attacked"] & ~columns["success"]
+    left, standing = _subjects(plan, columns["index"][robust], network.device), float(robust.double().mean())
     iterative = plan.attack.access == "gradient" and (isinstance(plan.attack, Portfolio) or plan.attack.length > 1)
-    found = second_look(network, plan.threat, left, votes=plan.draws[1], iterative=iterative)
+    iterative = iterative and not plan.attack.own_limits  # whatever the whole box holds, it was not its to find
+    found = second_look(network, plan.threat, left, standing=standing, votes=plan.draws[1], iterative=iterative)
     for finding in found:
         if warn:
             warn(finding.text)
@@ -284,6 +354,7 @@ def _result(
     specification: Specification,
     columns: dict[str, Tensor],
     seconds: float,
+    fit: Fit | None,
     leaderboard: Path | None = None,
     before_write: Callable[[Result], Run] | None = None,
 ) -> Result:
@@ -306,12 +377,13 @@ def _result(
     )
     run = seal(specification, table)
     images, confidence = columns.get("adversarial"), columns.get("confidence")
+    learned = {} if fit is None else {name: tensor.cpu() for name, tensor in fit.learned.items()}
     if leaderboard is None:
-        return Result(run, images, confidence=confidence)
+        return Result(run, images, confidence=confidence, learned=learned)
     if before_write is not None:
-        run = before_write(Result(run, images))
+        run = before_write(Result(run, images, learned=learned))
     file, settled = settle(leaderboard, run)
-    return Result(run, images, file, settled, confidence)
+    return Result(run, images, file, settled, confidence, learned)
 
 
 def evaluate(
@@ -324,6 +396,7 @@ def evaluate(
     eps: float | Tensor | str | None = None,
     target: str | int | None = None,
     attack_options: Mapping[str, Any] | None = None,
+    surrogates: Sequence[nn.Module | str] = (),
     defenses: Sequence[Defense] = (),
     seed: int = 0,
     batch_size: int = 256,
@@ -335,6 +408,7 @@ def evaluate(
     stop_on_success: bool = True,
     max_queries: int | None = None,
     checks: bool = True,
+    fit_data: tuple[Tensor, Tensor] | None = None,
     name: str | None = None,
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -342,13 +416,16 @@ def evaluate(
     """Robust accuracy of `model` on images under one attack, with one row and the image of each sample.
 
     model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64.
-    attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields.
+    attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
+    out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`.
     norm, eps: the threat, eps in pixels of [0, 1] (a number, a fraction as text, or (N,) one a sample);
     default 8/255 for linf and 0.5 for l2. target: None, random, next, least-likely, all or a class.
     device: default the model's own. precision: float32, bf16 or f16 for the search; proofs are in float32.
     max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
     checks: after the run small attacks of other kinds look at up to 16 images that were left standing, and may make
     the verdict `unreliable`; False leaves them out.
+    fit_data: images and labels, as x and y, that an attack learns from which learns (uap, ...); they should be others
+    than x. None: x itself, up to 512 of them, and the record says so.
     leaderboard: folder that receives the run file; None writes nothing.
 
     A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
@@ -362,9 +439,6 @@ def evaluate(
     >>> 0 <= r.robust_accuracy <= r.clean_accuracy <= 1
     True
     """
-    from .models import LoadedModel
-    from .models.identity import state_sha256
-
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     if model.training:
@@ -374,19 +448,16 @@ def evaluate(
     data = _tensor_data(x, y, classes, each)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
-        model=LoadedModel(
-            module=model,
-            name=name or type(model).__name__,
-            sha256=state_sha256(model),
-            parameters=sum(p.numel() for p in model.parameters()),
-            preprocessing={},
-            weights="given",
-            recipe=None,
-            source_sha256=_own_source(model),
-        ),
+        model=_given(model, name),
         data=data,
         index=torch.arange(len(data)),
-        attack=make_attack(attack, attack_options, threat, resolve=each is None),
+        attack=make_attack(
+            attack,
+            attack_options,
+            threat,
+            resolve=each is None,
+            surrogates=[_surrogate(given, data) for given in surrogates],
+        ),
         attack_options=dict(attack_options or {}),
         threat=threat,
         defenses=tuple(defenses),
@@ -402,12 +473,41 @@ def evaluate(
         stop_on_success=stop_on_success,
         max_queries=max_queries,
         checks=checks,
+        fit=None if fit_data is None else _fit_data(*fit_data),
         keep_images=True,
     )
     result = run_plan(plan, leaderboard=None if leaderboard is None else Path(leaderboard), progress=progress)
     for text in result.warnings:
         warnings.warn(text, stacklevel=2)
     return result
+
+
+def _given(model: nn.Module, name: str | None = None) -> LoadedModel:
+    """A network of the caller's as what a run takes."""
+    from .models import LoadedModel
+    from .models.identity import state_sha256
+
+    return LoadedModel(
+        module=model,
+        name=name or type(model).__name__,
+        sha256=state_sha256(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        preprocessing={},
+        weights="given",
+        recipe=None,
+        source_sha256=_own_source(model),
+    )
+
+
+def _surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
+    from .models import load_model
+
+    if isinstance(given, nn.Module):
+        return Surrogate.of(_given(given))
+    if not isinstance(given, str):
+        raise UserError(f"surrogates: expected networks or names, got {type(given).__name__}")
+    spec, _, weights = given.partition("=")
+    return Surrogate.of(load_model(spec, n_classes=len(data.classes), shape=data.shape, weights=weights or None))
 
 
 def _count_classes(model: nn.Module, x: Tensor) -> int:
@@ -443,6 +543,12 @@ def _tensor_data(x: Tensor, y: Tensor, classes: int, eps: Tensor | None) -> Data
         return data
     fingerprint = hashlib.sha256(data.fingerprint.encode() + eps.numpy().tobytes()).hexdigest()
     return dataclasses.replace(data, fingerprint=fingerprint)
+
+
+def _fit_data(x: Tensor, y: Tensor) -> FitData:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise UserError(f"fit_data: expected two tensors (x, y), got {type(x).__name__} and {type(y).__name__}")
+    return FitData(as_pixels(x.detach().cpu()), y.detach().cpu().long())
 
 
 def _own_source(model: nn.Module) -> str | None:

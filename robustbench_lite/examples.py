@@ -101,6 +101,7 @@ def save_examples(path: Path, result: Result, images: Tensor) -> ExamplesRecord:
         "success": table["success"].to_numpy(),
         "index": table["index"].to_numpy(),
         "run_id": np.array(result.run.specification.run_id()),
+        **{f"learned.{name}": tensor.contiguous().numpy() for name, tensor in sorted(result.learned.items())},
     }
     try:
         write_whole(path, lambda temporary: _write(temporary, arrays))

@@ -21,7 +21,7 @@ from .streams import Stream, content_hashes
 from .threat import Threat
 
 FIT_SAMPLES = 512
-FIT_ROWS = 64  # images of one pass while fitting, whatever the batch size of the run: it must not change what is learned
+FIT_ROWS = 64  # images of one pass while fitting, at any batch size of the run: it must not change what is learned
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def needs_fit(attack: Attack, threat: Threat) -> bool:
     """Whether the attack, or a part of it, has something to learn."""
     if isinstance(attack, Portfolio):
         return any(needs_fit(Part.of(part).attack, threat) for part in attack.parts(threat))
-    return type(attack).fit is not Attack.fit
+    return attack.learns
 
 
 def fit_attack(
@@ -86,7 +86,8 @@ def fit_attack(
 ) -> Fit:
     """Let the attack learn; of a portfolio each part, whose tensors are then named `PART.NAME`, counted from 0.
 
-    target: as `check_target` returns it; the attack is told of one that is a class. Random numbers belong to the images, and to the seed.
+    target: as `check_target` returns it; the attack is told of one that is a class. Random numbers belong to the
+    images, and to the seed.
     Raises UserError for a target that the attack cannot learn for, and for what is no dictionary of tensors.
     """
     if isinstance(attack, Portfolio):
@@ -99,7 +100,8 @@ def fit_attack(
         ]
         return Fit(
             {f"{k}.{name}": tensor for k, fit in enumerate(fits) for name, tensor in fit.learned.items()},
-            *(sum(getattr(fit, name) for fit in fits) for name in ("forwards", "backwards")),
+            forwards=sum(fit.forwards for fit in fits),
+            backwards=sum(fit.backwards for fit in fits),
             seconds=sum(fit.seconds for fit in fits),
         )
     check_fit_target(attack, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,17 +17,36 @@ from .options import configure
 from .query import Query
 from .registry import load
 from .streams import Stream
+from .surrogate import PREFIX, Surrogate, Transfer
 from .threat import Threat
 
 
 def make_attack(
-    spec: str | Attack, options: Mapping[str, Any] | None, threat: Threat, *, resolve: bool = True
+    spec: str | Attack,
+    options: Mapping[str, Any] | None,
+    threat: Threat,
+    *,
+    resolve: bool = True,
+    surrogates: Sequence[Surrogate] = (),
 ) -> Attack:
     """The attack that `spec` names with these options, its defaults filled in for the threat.
 
     resolve=False leaves defaults that depend on eps open, for samples that each have an eps of their own.
-    Raises UserError for an unknown name or option, and for a norm that the attack does not have.
+    surrogates: what `transfer:NAME` attacks in place of the network under test.
+    Raises UserError for an unknown name or option, for a norm that the attack does not have, and for a transfer
+    without a surrogate or the reverse.
     """
+    if isinstance(spec, str) and spec.startswith(PREFIX):
+        _check_types(spec, options)
+        if spec.startswith(PREFIX * 2):
+            raise UserError(f"attack {spec}: a transfer of a transfer is one; give {spec.removeprefix(PREFIX)}")
+        own = dict(options or {})
+        ensemble = own.pop("ensemble", "logits")
+        inner = make_attack(spec.removeprefix(PREFIX), own, threat, resolve=resolve)
+        return Transfer(inner, tuple(surrogates), ensemble)
+    if surrogates:
+        name = spec.name if isinstance(spec, Attack) else spec
+        raise UserError(f"surrogate: attack {name} attacks the model itself; give {PREFIX}{name}, or no surrogate")
     if isinstance(spec, Attack):
         if options:
             raise UserError("attack_options: give them to the attack itself, which is an instance already")

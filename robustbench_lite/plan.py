@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from .data.dataset import Dataset, shard_of
 from .defense import Defense, InferenceDefense
 from .environment import environment_record
 from .errors import UserError, unknown_name
+from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
 from .models.identity import layout_sha256
 from .network import PRECISIONS, usable_device
 from .options import option_types, parse_number
 from .portfolio import Part, Portfolio
 from .registry import load, source_hash
+from .surrogate import PREFIX, Transfer
 from .targets import check_target
 from .threat import Threat
 
@@ -40,7 +42,7 @@ def make_threat(norm: str, eps: float | str | None, attack: str | Attack | None 
 
     For an attack with limits of its own it is the whole box, linf eps 1, and UserError is raised for another.
     """
-    made = load("attacks", attack, argument="attack") if isinstance(attack, str) else attack
+    made = load("attacks", attack.split(PREFIX)[-1], argument="attack") if isinstance(attack, str) else attack
     if made is not None and getattr(made, "own_limits", False):
         if norm != "linf" or (eps is not None and parse_number("eps", eps) != 1):
             raise UserError(
@@ -60,6 +62,7 @@ class Plan:
     model: its module is the bare network; `defenses` stand before it in this order. index: positions in
     `data` of the whole run's samples, of which a shard takes a share. eps: (len(data),) one each, or None.
     eot, votes: draws averaged for a query and for a verdict; None: by what the defenses state.
+    fit: the images that an attack with a `fit` learns from; None: some of those that are evaluated.
     """
 
     model: LoadedModel
@@ -84,6 +87,7 @@ class Plan:
     keep_images: bool = False
     max_queries: int | None = None
     checks: bool = True
+    fit: FitData | None = None
 
     def __post_init__(self) -> None:
         check_settings(**{name: getattr(self, name) for name in _SETTINGS})
@@ -150,6 +154,7 @@ def check_settings(
     check_target(target, data.classes)
     if target is not None and not attack.targeted:
         raise UserError(f"target: attack {attack.name} cannot aim at a class; leave it out")
+    check_fit_target(attack, check_target(target, data.classes))
 
 
 def _whole(name: str, value: int) -> int:
@@ -188,6 +193,24 @@ class PlanSource:
         return self.plan.data.images(index)
 
 
+def with_fit_data(plan: Plan) -> Plan:
+    """The plan with images to learn from where its attack needs any, checked, and with none where it does not.
+
+    Where none are given they are some of the whole run's own, the same in every shard.
+    """
+    if not needs_fit(plan.attack, plan.threat):
+        return dataclasses.replace(plan, fit=None)
+    fit, classes = plan.fit, len(plan.data.classes)
+    if fit is None:
+        count = len(plan.index)
+        chosen = plan.index[torch.linspace(0, count - 1, min(FIT_SAMPLES, count)).long()]
+        fit = FitData(plan.data.images(chosen), plan.data.labels[chosen], "the evaluated images")
+    if tuple(fit.x.shape[1:]) != tuple(plan.data.shape):
+        raise UserError(f"fit_data: expected images of shape {tuple(plan.data.shape)}, got {tuple(fit.x.shape[1:])}")
+    check_images(fit.x, fit.y, classes)
+    return dataclasses.replace(plan, fit=fit)
+
+
 def check_images(x: Tensor, y: Tensor, classes: int) -> None:
     """Raise UserError for images that are no float (N, C, H, W) in [0, 1] and for labels outside the classes."""
     if x.ndim != 4 or not x.is_floating_point():
@@ -222,7 +245,10 @@ def resume_key(plan: Plan, specification: Specification, answers: str) -> dict[s
 
 
 def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
-    """Every option as it stands, and those of a portfolio's parts."""
+    """Every option as it stands, and those of a portfolio's parts; of a transfer also what tells its surrogates."""
+    if isinstance(attack, Transfer):
+        surrogates = [surrogate.record() for surrogate in attack.surrogates]
+        return {**_resolved(attack.inner, threat), "ensemble": attack.ensemble, "surrogates": surrogates}
     options = {name: getattr(attack, name) for name in option_types(type(attack))}
     if isinstance(attack, Portfolio):
         parts = (Part.of(part) for part in attack.parts(threat))
@@ -233,6 +259,14 @@ def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
             for part in parts
         ]
     return options
+
+
+def _passed(attack: Attack, names: Iterable[str]) -> dict[str, Any]:
+    """The options that the user gave, as they were understood, and the names of surrogates."""
+    if not isinstance(attack, Transfer):
+        return {name: getattr(attack, name) for name in names}
+    options = {name: attack.option(name) for name in names}
+    return {**options, "surrogate": " + ".join(surrogate.name for surrogate in attack.surrogates)}
 
 
 def specification_of(
@@ -274,9 +308,9 @@ def specification_of(
         ),
         attack=AttackRecord(
             name=attack.name,
-            options={name: getattr(attack, name) for name in plan.attack_options},
-            resolved=_resolved(attack, threat),
-            source_sha256=_foreign_hash(attack),
+            options=_passed(attack, plan.attack_options),
+            resolved=_resolved(attack, threat) | ({} if plan.fit is None else {"fit": plan.fit.record}),
+            source_sha256=_foreign_hash(attack.inner if isinstance(attack, Transfer) else attack),
             access=attack.access,
             minimal=attack.minimal,
         ),

@@ -161,8 +161,8 @@ class Chain:
         cohort = self._cohort
         own = f"{self.part}."
         learned = {name.removeprefix(own): tensor for name, tensor in self.learned.items() if name.startswith(own)}
-        given = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag, "learned": learned}
-        given |= self.settings
+        given: dict[str, Any] = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag}
+        given |= {"learned": learned, **self.settings}
         engine = Engine(part.attack, self.network, cohort, **given)
         if waiting is not None:
             engine.waiting, engine.cursor = waiting, len(cohort)

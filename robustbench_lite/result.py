@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ class Result:
     attacked), or None where images were not kept. success: (N,) bool. Rows are in order of index.
     confidence: (N,) float32, the probability that the network gives to its class of the final image; None but for
     attacks that persist, such as fooling. It is not part of the run file.
+    learned: what the attack learned before it attacked, by name; empty for one that learns nothing. It is not part of
+    the run file, but of the saved examples.
     """
 
     run: Run
@@ -36,6 +39,7 @@ class Result:
     file: Path | None = None
     settled: str = ""
     confidence: Tensor | None = field(default=None, repr=False)
+    learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -87,6 +91,16 @@ class Result:
         return int(self.column("backwards").sum())
 
     @property
+    def fit_forwards(self) -> int:
+        """Forward passes of images that the attack took to learn, once for all samples; not among `forwards`."""
+        return self.run.specification.calls.get("fit_forwards", 0)
+
+    @property
+    def fit_backwards(self) -> int:
+        """As `fit_forwards`."""
+        return self.run.specification.calls.get("fit_backwards", 0)
+
+    @property
     def verdict(self) -> str:
         """What the probes of the model say of the number."""
         return self.run.specification.verdict
@@ -118,6 +132,7 @@ class Result:
             "seconds": row["seconds"],
             "verdict": self.verdict,
             "warnings": list(self.warnings),
+            **({name: getattr(self, name) for name in ("fit_forwards", "fit_backwards")} if self.learned else {}),
             **({} if self.confidence is None else {"confident": self.confident}),
         }
 

@@ -145,7 +145,7 @@ def test_a_written_defense_is_evaluated(tmp_path: Path) -> None:
         y = net(blur.transform(x)).argmax(1)
     result = rbl.evaluate(net, x, y, defenses=[blur], eps=0.5, attack_options={"steps": 5})
     assert result.clean_accuracy == 1
-    assert result.verdict == "no fault found"
+    assert result.verdict == "reliable"
 
 
 # -- check -------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_check_tells_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attacks", "check", "pdg"], "SPEC: unknown name 'pdg'; did you mean pgd?"),
+        (["attacks", "check", "pdg"], "SPEC: unknown name 'pdg'; did you mean pgd or tpgd?"),
         (["attacks", "check", "nowhere.py:Mine"], "SPEC: no such file 'nowhere.py'"),
         (["attacks", "check", "pgd", "-o", "step=3"], "did you mean steps"),
         (["attacks", "check", "pgd", "-o", "steps=0"], "steps must be >= 1, got 0"),
@@ -318,7 +318,7 @@ def test_the_tables_of_the_readme() -> None:
         assert [row.split("`")[1] for row in rows] == sorted(registry.builtins(kind))
         assert "origin" not in head
         assert table in readme_tables()
-    assert "| gradient | linf, l2 | yes | Madry et al. 2018, arXiv:1706.06083 |" in attack_table_markdown()
+    assert "| gradient | linf, l2, l1, l0 | yes | Madry et al. 2018, arXiv:1706.06083 |" in attack_table_markdown()
 
 
 def test_the_conformance_of_a_class_is_what_the_command_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +13,16 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..attack import Attack
+    from ..defense import Defense
+    from ..fitting import FitData
+    from ..models import LoadedModel
     from ..plan import Plan
+    from ..prepare import DataRequest
     from ..records.run import Run
     from ..result import Result
+    from ..threat import Threat
+    from .tables import Addition
 
 EPILOG = """\
 [bold]Examples[/]
@@ -27,6 +34,8 @@ rbl evaluate --model small-cnn --weights net.pth --dataset mnist --data-dir data
 rbl evaluate --defense bit-depth --defense-option bits=3 --attack pgd --figure out.png
 
 rbl evaluate --model net.py:make --dataset npz:images.npz --norm l2 --eps 0.5 --target all --json
+
+rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surrogate mlp
 """
 
 
@@ -34,13 +43,14 @@ def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
     attack: Annotated[
-        str, typer.Option(help="NAME or FILE.py:NAME; see rbl plugins.", rich_help_panel="Attack")
+        str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
-    norm: Annotated[str, typer.Option(help="linf or l2.", rich_help_panel="Attack")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")] = "linf",
     eps: Annotated[
         str | None,
         typer.Option(
-            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255; default 8/255 for linf, 0.5 for l2.",
+            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255 (l0: how many numbers change); "
+            "default 8/255 for linf, 0.5 for l2, 12 for l1, 24 for l0.",
             rich_help_panel="Attack",
         ),
     ] = None,
@@ -57,10 +67,23 @@ def evaluate(
         str | None,
         typer.Option(help="random, next, least-likely, all, or a class; default untargeted.", rich_help_panel="Attack"),
     ] = None,
+    surrogate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="MODEL or MODEL=WEIGHTS that transfer:ATTACK attacks in place of the model; several: an ensemble.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
     max_queries: Annotated[
         int | None,
         typer.Option(help="Forward passes that an image may cost; default no limit.", rich_help_panel="Attack"),
     ] = None,
+    fit_samples: Annotated[
+        int,
+        typer.Option(
+            help="Training images that an attack learns from which learns, such as uap.", rich_help_panel="Attack"
+        ),
+    ] = 512,
     checks: Annotated[
         bool,
         typer.Option(
@@ -114,6 +137,12 @@ def evaluate(
     figure: Annotated[
         Path | None, typer.Option(help="PATH.png: image, perturbation, adversarial image.", rich_help_panel="Result")
     ] = None,
+    print_photo: Annotated[
+        bool,
+        typer.Option(
+            "--print-photo", help="Which adversarial images survive light, blur, JPEG, ...", rich_help_panel="Result"
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
     ] = False,
@@ -122,6 +151,7 @@ def evaluate(
     from ..perturbation import make_attack
     from ..plan import Plan, check_settings, make_threat
     from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model, recorded_defenses
+    from ..surrogate import Surrogate
     from ..training import Recipe
     from .terminal import note, training_bar
 
@@ -132,7 +162,8 @@ def evaluate(
         attack_option,
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
-    made_attack = make_attack(attack, attack_options, threat)
+    promised = [Surrogate.promised(spec) for spec in surrogate or []]
+    made_attack = make_attack(attack, attack_options, threat, surrogates=promised)
     defenses = make_defenses(defense or [], defense_option or [])
     part, device = parse_shard(shard), pick_device(device)
     _check_paths(leaderboard, save_examples, figure)
@@ -155,19 +186,19 @@ def evaluate(
         "max_queries": max_queries,
     }
     check_settings(**settings)
+    settings["fit"] = _fit_data(request, made_attack, threat, fit_samples)
     settings["checks"] = checks
-    with training_bar(f"training {model}") as training:
-        network = prepare_model(
-            model,
-            request,
-            data,
-            weights=weights,
-            defenses=defenses,
-            recipe=Recipe(epochs=epochs),
-            device=device,
-            progress=training,
-            note=note,
-        )
+
+    def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
+        with training_bar(f"training {spec}") as bar:
+            recipe = Recipe(epochs=epochs)
+            given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
+            return prepare_model(spec, request, data, **given, progress=bar, note=note)
+
+    network = prepared(model, weights, defenses)
+    if surrogate:
+        loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in (s.partition("=") for s in surrogate)]
+        settings["attack"] = make_attack(attack, attack_options, threat, surrogates=loaded)
     made_by = recorded_defenses(network, defenses)
     plan = Plan(
         **settings,
@@ -177,14 +208,33 @@ def evaluate(
         defense_specs=[*(d.name for d in made_by), *(defense or [])],
         device=device,
         deterministic=deterministic,
-        keep_images=save_examples is not None or figure is not None,
+        keep_images=save_examples is not None or figure is not None or print_photo,
     )
     result = _run(plan, leaderboard, resume=resume, save_examples=save_examples)
     if figure is not None:
         from ..figure import figure_of
 
         figure_of(result, plan, figure)
-    _show(_assembled(result), leaderboard, as_json=as_json, save_examples=save_examples, figure=figure)
+    from . import tables
+
+    more = [tables.by_cell(plan, result, leaderboard)] if plan.attack.cells else []
+    more += [tables.print_photo(plan, result)] if print_photo else []
+    _show(_assembled(result), leaderboard, as_json=as_json, save_examples=save_examples, figure=figure, more=more)
+
+
+def _fit_data(request: DataRequest, attack: Attack, threat: Threat, count: int) -> FitData | None:
+    """Images of the training split for an attack that learns; None for one that does not."""
+    from ..data import balanced_subset
+    from ..errors import UserError
+    from ..fitting import FitData, needs_fit
+
+    if count < 1:
+        raise UserError(f"--fit-samples must be >= 1, got {count}")
+    if not needs_fit(attack, threat):
+        return None
+    data = request.load("train")
+    index = balanced_subset(data.labels, min(count, len(data)))
+    return FitData(data.images(index), data.labels[index], "train")
 
 
 def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | None) -> None:
@@ -256,7 +306,15 @@ def _assembled(result: Result) -> Result:
     return Result(read_run(whole), file=whole) if whole.exists() else result
 
 
-def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Path | None, figure: Path | None) -> None:
+def _show(
+    result: Result,
+    leaderboard: Path,
+    *,
+    as_json: bool,
+    save_examples: Path | None,
+    figure: Path | None,
+    more: Sequence[Addition] = (),
+) -> None:
     from rich.console import Console
     from rich.markup import escape
 
@@ -265,7 +323,7 @@ def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Pa
 
     row = result.summary()
     if as_json:
-        print_json(row)
+        print_json({**row, **{name: value for part in more for name, value in part.json.items()}})
         return
     out = Console(highlight=False, soft_wrap=True)
     aim = "" if row["target"] is None else f", target {row['target']}"
@@ -284,6 +342,9 @@ def _show(result: Result, leaderboard: Path, *, as_json: bool, save_examples: Pa
     for name, path in (("examples", save_examples), ("figure", figure)):
         if path is not None:
             out.print(f"  {name:<16} {path}", markup=False)
+    for part in more:
+        for line in part.lines:
+            out.print(line, markup=False)
     out.print(f"  see all          rbl leaderboard show --leaderboard {leaderboard}", markup=False)
 
 

@@ -85,6 +85,14 @@ def attack_bar(label: str, total: int) -> Iterator[Callable[[EvaluationProgress]
 
 
 @contextlib.contextmanager
+def count_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of images done; what is given is told how many more."""
+    with _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"), _Rate()) as bar:
+        task = bar.add_task(_short(label), total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+@contextlib.contextmanager
 def training_bar(label: str) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar of batches over the whole training, with epoch, loss and accuracy."""
     with _bar(TextColumn("[dim]{task.fields[state]}[/]")) as bar:

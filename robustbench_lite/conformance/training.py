@@ -134,7 +134,7 @@ def _evaluation(first: _Fitted) -> str:
         y = network(x).argmax(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = evaluate(network, x, y, attack_options={"steps": 3}, eps=8 / 255)
-    if result.verdict != "no fault found":
+        result = evaluate(network, x, y, attack_options={"steps": 3}, eps=8 / 255, checks=False)
+    if result.verdict != "reliable":
         raise Failed(f"robustbench_lite.evaluate says {result.verdict}")
     return f"evaluated, {result.verdict}"

@@ -32,11 +32,10 @@ def x() -> Tensor:
 
 def slope(model: nn.Module, seen: Tensor, y: Tensor) -> Tensor:
     """The gradient of log((1 - p_y) / p_y)."""
-    seen = seen.detach().clone().requires_grad_()
+    seen = seen.detach().requires_grad_()
     p = model(seen).softmax(1).gather(1, y.unsqueeze(1))
-    torch.log((1 - p) / p).sum().backward()  # type: ignore[no-untyped-call]
-    gradient: Tensor = seen.grad
-    return gradient
+    (gradient,) = torch.autograd.grad(torch.log((1 - p) / p).sum(), seen)
+    return torch.as_tensor(gradient)
 
 
 def climb(x: Tensor, seen: Tensor, direction: Tensor, *, norm: str, eps: float, size: float) -> Tensor:
@@ -46,7 +45,7 @@ def climb(x: Tensor, seen: Tensor, direction: Tensor, *, norm: str, eps: float, 
         return torch.min(torch.max(moved, x - eps), x + eps).clamp(0, 1)
     delta = seen + size * direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) - x
     far = delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
-    return (x + delta * (eps / far).clamp(max=1)).clamp(0, 1)
+    return torch.clamp(x + delta * (eps / far).clamp(max=1), 0, 1)
 
 
 def by_hand(name: str, model: nn.Module, x: Tensor, y: Tensor, *, norm: str, eps: float, steps: int) -> Tensor:

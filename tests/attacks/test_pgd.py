@@ -64,10 +64,11 @@ def test_it_is_the_loop_of_the_papers(norm: str, mu: float, model: nn.Module, x:
 def test_more_steps_go_further(norm: str, loss: str, model: nn.Module, x: Tensor) -> None:
     y = model(x).argmax(1)
     eps = {"linf": 0.1, "l2": 0.4, "l1": 1.5, "l0": 3}[norm]
-    robust = [
-        rbl.evaluate(model, x, y, norm=norm, eps=eps, attack_options={"steps": steps, "loss": loss}).robust_accuracy
-        for steps in (1, 20)
-    ]
+    robust = []
+    for steps in (1, 20):
+        options = {"steps": steps, "loss": loss}
+        found = rbl.evaluate(model, x, y, norm=norm, eps=eps, attack_options=options, checks=False)
+        robust.append(found.robust_accuracy)
     assert robust[1] <= robust[0]
     assert robust[1] < 0.9
 

@@ -16,7 +16,7 @@ from .harness import Rbl, listing
 
 MISTAKES = [
     # unknown names, with the close ones
-    ("--attack pdg", "--attack: unknown name 'pdg'; did you mean pgd?"),
+    ("--attack pdg", "--attack: unknown name 'pdg'; did you mean pgd or tpgd?"),
     ("--defense bitdepth", "--defense: unknown name 'bitdepth'; did you mean bit-depth?"),
     ("--dataset digit", "--dataset: unknown name 'digit'; did you mean digits?"),
     ("--model smal-cnn", "--model: unknown name 'smal-cnn'; did you mean small-cnn"),

@@ -115,7 +115,7 @@ def test_a_lie_is_found(lie: str) -> None:
 def test_softmax_is_seen_and_is_a_warning() -> None:
     findings = probe(Through(logits=lambda z: z.softmax(1)))
     assert [f.fatal for f in findings if "softmax seen" in f.text] == [False]
-    assert verdict(findings) == "no fault found"
+    assert verdict(findings) == "reliable"
 
 
 def test_logits_that_happen_to_be_positive_are_no_softmax() -> None:
@@ -251,4 +251,4 @@ def test_probes_cost_little_and_leave_no_trace() -> None:
 def test_the_verdict_names_the_fatal_ones_only() -> None:
     findings = [Finding("mild: a", fatal=False), Finding("bad; b", fatal=True)]
     assert verdict(findings) == "unreliable: bad"
-    assert verdict(findings[:1]) == "no fault found"
+    assert verdict(findings[:1]) == "reliable"

@@ -63,7 +63,7 @@ def test_the_call_of_the_specification() -> None:
     assert frame["success"].tolist() == r.success.tolist()
     assert r.forwards == frame["forwards"].sum()
     assert check_run(r.run) == []
-    assert r.verdict == "no fault found"
+    assert r.verdict == "reliable"
 
 
 def test_what_it_says_holds_in_a_pass_of_our_own() -> None:
@@ -91,7 +91,7 @@ def test_defended_runs_pass_too_and_are_attacked_through(defenses: list[Any]) ->
     r = evaluate(defenses=defenses, eps=0.2)
     assert check_run(r.run) == []
     assert r.robust_accuracy < r.clean_accuracy - 0.2
-    assert r.verdict == "no fault found"
+    assert r.verdict == "reliable"
 
 
 def test_eot_and_votes_follow_what_the_defense_states() -> None:
@@ -138,6 +138,7 @@ def test_deterministic_rows_at_any_batch_size(make: Callable[[], nn.Module], nor
         "eps": eps,
         "deterministic": True,
         "attack_options": {"steps": 5},
+        "checks": False,
     }
     whole = evaluate(**options)
     assert 0 < int(whole.success.sum()) < 40
@@ -343,7 +344,7 @@ def test_probabilities_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="softmax seen"):
         r = evaluate(model=nn.Sequential(mlp(), nn.Softmax(1)).eval())
     assert any("softmax" in text for text in r.warnings)
-    assert r.verdict == "no fault found"
+    assert r.verdict == "reliable"
 
 
 def test_an_honest_model_warns_of_nothing() -> None:

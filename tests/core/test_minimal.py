@@ -155,7 +155,7 @@ def test_a_run_file_of_a_minimal_attack_holds(tmp_path: Any) -> None:
     x = images(30, low=0.2, high=0.8)
     y = labels_of(plane, x)
     eps = 1e-3 + float(plane.distance(x, "l2").median())
-    found = rbl.evaluate(plane, x, y, attack=nearing(), norm="l2", eps=eps, leaderboard=tmp_path)
+    found = rbl.evaluate(plane, x, y, attack=nearing(), norm="l2", eps=eps, leaderboard=tmp_path, checks=False)
     assert found.file is not None
     rows = found.samples
     assert found.summary()["median_distance"] == rows.distance_l2.median()

@@ -1,0 +1,166 @@
+"""HopSkipJump: along the boundary by gradients that are estimated from labels."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_lite.attack import Access, Attack, Batch, State
+from robustbench_lite.attacks.boundary import at_goal, find_start, to_boundary
+from robustbench_lite.errors import UserError
+from robustbench_lite.query import Query
+from robustbench_lite.rows import per_row, take
+from robustbench_lite.streams import Stream
+
+_CHUNK = 512  # images made at a time: what stays in a processor's cache
+_HALVINGS = 20
+
+
+@dataclass(frozen=True)
+class HopSkipJumpState(State):
+    """`candidate`: the present image at the boundary. found: (N,) bool, whether there is any; else it is x."""
+
+    found: Tensor
+
+
+@dataclass(frozen=True)
+class HopSkipJump(Attack):
+    """The nearest image of another label by labels alone (Chen et al. 2020, arXiv:1904.02144, algorithm 2).
+
+    steps: moves along the boundary, >= 1. directions: queries from which the first step estimates the gradient, >= 1;
+    step t takes sqrt(t) times as many, `most_directions` at most. gamma, > 0: how near the boundary the bisection
+    comes, gamma d^-3/2 of the distance (linf: gamma d^-2), and how far around the gradient is looked for, gamma / d
+    of the distance, where d counts the numbers of an image. tries: noise images asked until one is at the goal, >= 1
+    (see robustbench_lite.attacks.boundary.find_start); a sample for which there is none fails.
+    A step estimates the gradient at the boundary from labels around it (equations 16 and 17), goes along it (linf:
+    along its signs) by the distance over sqrt(t), halved until the label is wrong, and bisects towards the image.
+    Departures: a step that was halved 20 times is not taken, where the paper goes on; the components of a direction
+    are drawn from 4096 equally likely values.
+    """
+
+    name: ClassVar[str] = "hop-skip-jump"
+    summary: ClassVar[str] = "nearest image by labels alone: gradients estimated at the boundary"
+    source: ClassVar[str] = "Chen et al. 2020, arXiv:1904.02144"
+    access: ClassVar[Access] = "label"
+    norms: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    minimal: ClassVar[bool] = True
+
+    steps: int = 64
+    directions: int = 100
+    most_directions: int = 10_000
+    gamma: float = 1.0
+    tries: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "directions", "most_directions", "tries"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.gamma > 0:
+            raise UserError(f"gamma must be > 0, got {self.gamma:g}")
+
+    @property
+    def length(self) -> int:
+        """One gradient estimate a step."""
+        return self.steps
+
+    def start(self, query: Query, batch: Batch) -> HopSkipJumpState:
+        """The boundary between a random image of another label and the clean one."""
+        image, found = find_start(query, batch, self.tries)
+        rows = found.nonzero()[:, 0]
+        if len(rows):
+            image[rows] = to_boundary(query, batch, image[rows], rows, self._rounds(batch))
+        return HopSkipJumpState(image, found)
+
+    def step(self, query: Query, batch: Batch, state: HopSkipJumpState) -> HopSkipJumpState:  # type: ignore[override]
+        """Estimate the gradient, go along it, come back to the boundary."""
+        rows = state.found.nonzero()[:, 0]
+        if not len(rows):
+            return state
+        image, ball, step = state.candidate[rows], take(batch.ball, rows), batch.step[rows]
+        distance = ball.distance(image)
+        radius = torch.where(step == 0, 0.1 * (ball.high - ball.low), self.gamma * distance / image[0].numel())
+        direction = self._gradient(query, batch, image, rows, radius.float())
+        direction = ball.steepest(direction)
+        moved = self._move(query, batch, image, rows, direction, (distance / (step + 1).sqrt()).float())
+        moved = to_boundary(query, batch, moved, rows, self._rounds(batch))
+        return HopSkipJumpState(state.candidate.index_copy(0, rows, moved), state.found)
+
+    def finished(self, batch: Batch, state: HopSkipJumpState) -> Tensor:  # type: ignore[override]
+        """Samples without a start."""
+        return ~state.found
+
+    def _rounds(self, batch: Batch) -> int:
+        """Bisections until the share of the way is known to gamma d^-3/2, in linf gamma d^-2."""
+        power = 2.0 if batch.ball.norm == "linf" else 1.5
+        return min(24, max(1, math.ceil(power * math.log2(batch.ball.x[0].numel()) - math.log2(self.gamma))))
+
+    def _gradient(self, query: Query, batch: Batch, image: Tensor, rows: Tensor, radius: Tensor) -> Tensor:
+        """Equations 16 and 17: directions weighted by their labels, less the mean label; of any length."""
+        counts = (self.directions * (batch.step[rows] + 1).double().sqrt()).long().clamp_max(self.most_directions)
+        gradient = torch.zeros_like(image)
+        stream = Stream(batch.stream.keys[rows]).child("directions").child(batch.step[rows])
+        levels = _levels(batch.ball.norm, image.device)
+        for part in _chunks(counts):
+            count = counts[part]
+            which = torch.arange(part.start, part.stop, device=rows.device).repeat_interleave(count)
+            draw = torch.arange(len(which), device=rows.device) - (count.cumsum(0) - count).repeat_interleave(count)
+            around = _directions(Stream(stream.keys[which]), image.shape[1:], draw, levels)
+            around.mul_(per_row(radius[which] / around.flatten(1).norm(dim=1), around))
+            here = image[which]
+            asked = around.add_(here).clamp_(batch.ball.low, batch.ball.high)
+            sign = at_goal(query, batch, asked, rows[which]).double() * 2 - 1
+            own = which - part.start
+            mean = torch.zeros_like(count, dtype=torch.float64).index_add_(0, own, sign) / count
+            weight = sign - torch.where(mean.abs() == 1, 0.0, mean)[own]
+            # What was asked, after the box has cut it.
+            offset = asked.sub_(here).double().mul_(per_row(weight, asked))
+            gradient[part] = torch.zeros_like(image[part], dtype=torch.float64).index_add_(0, own, offset).float()
+        return gradient
+
+    def _move(self, query: Query, batch: Batch, image: Tensor, rows: Tensor, direction: Tensor, size: Tensor) -> Tensor:
+        """As far along the direction as the label is wrong, halving the way; the image itself where it never is."""
+        moved, pending = image.clone(), torch.arange(len(rows), device=rows.device)
+        for _ in range(_HALVINGS):
+            there = image[pending] + direction[pending] * per_row(size[pending], image)
+            there.clamp_(batch.ball.low, batch.ball.high)
+            hit = at_goal(query, batch, there, rows[pending])
+            moved[pending[hit]] = there[hit]
+            pending = pending[~hit]
+            if not len(pending):
+                break
+            size[pending] /= 2
+        return moved
+
+
+def _chunks(counts: Tensor) -> Iterator[slice]:
+    """Neighbouring samples whose counts add up to no more than a chunk, or one sample."""
+    numbers: list[int] = counts.tolist()
+    first, total = 0, 0
+    for i, count in enumerate(numbers):
+        if total and total + count > _CHUNK:
+            yield slice(first, i)
+            first, total = i, 0
+        total += count
+    yield slice(first, len(numbers))
+
+
+def _directions(stream: Stream, shape: torch.Size, draw: Tensor, levels: Tensor) -> Tensor:
+    """Independent components, each one of the 4096 levels: two of each random number's 24 bits, (N, C, H, W)."""
+    count = shape.numel()
+    bits = (stream.uniform(((count + 1) // 2,), draw) * 2.0**24).int()
+    which = torch.cat([bits >> 12, bits & 4095], 1)[:, :count]
+    return levels.index_select(0, which.flatten()).reshape(-1, *shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _levels(norm: str, device: torch.device) -> Tensor:
+    """Values that cut a standard normal distribution into 4096 equal parts; in linf a uniform one on [-1, 1]."""
+    middle = (torch.arange(4096).double() + 0.5) / 2048 - 1
+    values = middle if norm == "linf" else torch.erfinv(middle)
+    return values.float().to(device)

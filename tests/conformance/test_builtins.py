@@ -9,10 +9,19 @@ from robustbench_lite.conformance import check_attack, check_defense, failed
 from robustbench_lite.portfolio import Portfolio
 
 
+# Of attacks that take long with their defaults, less of everything.
+OPTIONS: dict[str, dict[str, object]] = {
+    "hop-skip-jump": {"steps": 6, "directions": 20},
+    "nes": {"steps": 10},
+    "vmi-fgsm": {"neighbours": 4},
+    "vni-fgsm": {"neighbours": 4},
+}
+
+
 @pytest.mark.parametrize("name", sorted(registry.builtins("attacks")))
 def test_attack(name: str) -> None:
     attack = registry.load("attacks", name)
-    checks = check_attack(attack)
+    checks = check_attack(attack, options=OPTIONS.get(name))
     assert not failed(checks)
     alone = {"ball and box", "rows", "counts", "resume", "success"}
     assert ({"parts", "rows"} if issubclass(attack, Portfolio) else alone) <= {check.name for check in checks}

@@ -13,7 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, put, take
-from robustbench_lite.threat import Ball
+from robustbench_lite.threat import Ball, Threat
 
 # l1 only (arXiv:2103.01208, sections 3.2 and 3.3): radii of the phases in eps, and where each begins in the steps.
 _RADII, _BEGINS = (3.0, 2.0, 1.0), (0.0, 0.3, 0.6)
@@ -80,6 +80,12 @@ class APGD(Attack):
     def attempts(self) -> int:
         """The restarts."""
         return self.restarts
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step and one at each start; in l1 also where the ball shrinks."""
+        begins = len({begin for begin in self._phases() if begin}) if threat.norm == "l1" else 0
+        asked = (self.steps + 1 + begins) * self.attempts
+        return asked, asked
 
     def choose(self, query: Query, batch: Batch) -> Tensor:
         """The class that each sample aims at of its own accord, (N,) int64; -1 for none."""

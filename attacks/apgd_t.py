@@ -13,6 +13,7 @@ from robustbench_lite.attacks.apgd import APGD, APGDState
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import dlr
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class APGDT(APGD):
     def attempts(self) -> int:
         """One for each class, in each restart."""
         return self.classes * self.restarts
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """As one run, and a forward pass before each, which orders the classes."""
+        forwards, backwards = super().calls(threat)
+        return forwards + self.attempts, backwards
 
     def choose(self, query: Query, batch: Batch) -> Tensor:
         """The wrong class whose rank at the clean image is the number of the attempt."""

@@ -1,93 +1,136 @@
-"""What attacks that see labels alone share: a wrong image to begin from, and a search for the boundary on a line."""
+"""Boundary: a random walk along the boundary, from a wrong image towards the clean one."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustbench_lite.attack import Batch
+from robustbench_lite.attack import Access, Attack, Batch, State
+from robustbench_lite.attacks.labels_only import at_goal, find_start, random_directions, to_boundary
+from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
-from robustbench_lite.threat import Ball
 
-# Sides of the grids of random colours that a start is drawn from, beside one colour for each pixel.
-_GRIDS = (1, 2, 3, 4, 5, 7, 10, 14)
-_PLAIN = 16
+_BISECTIONS = 10
+_SMALLEST = 1e-7  # below it a step is lost in rounding
 
 
-def at_goal(query: Query, batch: Batch, x: Tensor, rows: Tensor) -> Tensor:
-    """Which images (M, C, H, W) the network takes for what it should not, or for the target, (M,) bool."""
-    labels = query.labels(x, rows=rows)
-    return labels != batch.y[rows] if batch.targets is None else labels == batch.targets[rows]
+@dataclass(frozen=True)
+class BoundaryState(State):
+    """`candidate`: where the walk is, at the goal. found: (N,) bool, whether there is any; else it is x.
 
-
-def find_start(query: Query, batch: Batch, tries: int) -> tuple[Tensor, Tensor]:
-    """An image at the goal for each sample, and whether one was found, (N,) bool; where not, the clean image.
-
-    Without a target the first 16 tries are uniform noise. The others are grids of 1 to 14 by 14 cells of random
-    colours, or noise, half of them of black and white alone, half blended with the image. Tries of a sample are asked
-    1, 1, 2, 4, ... and at most 64 at a time, each a query, `tries` in all; the first that is at the goal is taken.
+    spherical, source: (N,) the lengths of the two parts of a step, as shares of the distance.
     """
-    image, found = batch.ball.x.clone(), torch.zeros_like(batch.y, dtype=torch.bool)
-    done = 0
-    while done < tries and not found.all():
-        left = (~found).nonzero()[:, 0]
-        count = min(max(1, done), 64, tries - done)
-        # In parts, so that no more than a few thousand images are made at a time.
-        for part in torch.split(left, max(1, 2048 // count)):
-            rows = part.repeat_interleave(count)
-            draw = done + torch.arange(count, device=rows.device).repeat(len(part))
-            noise = _noise(take(batch.ball, rows), Stream(batch.stream.keys[rows]).child("start"), draw, batch.targets)
-            hit = at_goal(query, batch, noise, rows).reshape(-1, count)
-            first = hit.int().argmax(1) + torch.arange(len(part), device=rows.device) * count
-            hit_any = hit.any(1)
-            image[part[hit_any]] = noise[first[hit_any]]
-            found[part[hit_any]] = True
-        done += count
-    return image, found
+
+    found: Tensor
+    spherical: Tensor
+    source: Tensor
 
 
-def _noise(ball: Ball, stream: Stream, draw: Tensor, targets: Tensor | None) -> Tensor:
-    """One random image each."""
-    height, width = ball.x.shape[2:]
-    colours = stream.uniform(ball.x.shape[1:], draw)
-    kind = stream.child("kind").uniform((4,), draw)
-    plain = draw < (_PLAIN if targets is None else 0)
-    sides = torch.tensor([*_GRIDS, max(height, width)], device=draw.device)
-    side = torch.where(plain, sides[-1], sides[(kind[:, 0] * len(sides)).long()]).unsqueeze(1)
-    down, across = (
-        torch.where(side < length, torch.arange(length, device=draw.device) * side // length, torch.arange(length))
-        for length in (height, width)
-    )
-    colours = colours.gather(2, down[:, None, :, None].expand_as(colours))
-    colours = colours.gather(3, across[:, None, None, :].expand_as(colours))
-    stark = ~plain & (kind[:, 1] < 0.5)
-    colours = torch.where(per_row(stark, colours), (colours < 0.5).float(), colours) * (ball.high - ball.low) + ball.low
-    share = torch.where(~plain & (kind[:, 2] < 0.5), 0.3 + 0.7 * kind[:, 3], 1.0)
-    return (ball.x + (colours - ball.x) * per_row(share, colours)).clamp_(ball.low, ball.high)
+@dataclass(frozen=True)
+class Boundary(Attack):
+    """The nearest image of another label in l2 by labels alone (Brendel et al. 2018, arXiv:1712.04248, algorithm 1).
 
-
-def between(ball: Ball, image: Tensor, share: Tensor) -> Tensor:
-    """What lies at `share` (N,) of the way from x to the image: on the line, or in linf the image cut to the ball."""
-    delta = image - ball.x
-    if ball.norm == "linf":
-        reach = per_row(share * delta.flatten(1).abs().amax(1), delta)
-        return torch.clamp(delta, -reach, reach).add_(ball.x)
-    return delta.mul_(per_row(share, delta)).add_(ball.x)
-
-
-def to_boundary(query: Query, batch: Batch, image: Tensor, rows: Tensor, rounds: int) -> Tensor:
-    """The last image at the goal of a bisection between the clean images and `image` (M, C, H, W), which is at it.
-
-    rows: (M,) of the batch, each once; `rounds` queries a row, after which the share of the way is known to 2^-rounds.
+    steps: moves tried, >= 1. proposals: directions asked about at once in a step, >= 1, of which the first that is
+    at the goal counts. spherical_step, source_step: lengths at the beginning of the part along the sphere around the
+    clean image and of the part towards it, as shares of the distance, > 0. rate: by how much a success or a failure
+    changes the lengths, > 0. tries: noise images asked until one is at the goal, >= 1 (see
+    robustbench_lite.attacks.labels_only.find_start); a sample for which there is none fails.
+    A step draws Gaussian directions, goes along the sphere and then towards the clean image, and is taken where the
+    label stays wrong. One direction is also asked about before its second part: the walk along the sphere is made so
+    long that half of these answers are wrong labels, and the step towards the image so long that a quarter are.
+    Departures: it begins where a bisection ends; both lengths change with each answer, the authors' code counts a
+    hundred or thirty of them; the components of a direction are drawn from 4096 equally likely values.
     """
-    ball, best = take(batch.ball, rows), image
-    low, high = torch.zeros_like(ball.eps), torch.ones_like(ball.eps)
-    for _ in range(rounds):
-        middle = (low + high) / 2
-        asked = between(ball, image, middle)
-        hit = at_goal(query, batch, asked, rows)
-        best = torch.where(per_row(hit, asked), asked, best)
-        low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-    return best
+
+    name: ClassVar[str] = "boundary"
+    summary: ClassVar[str] = "nearest image by labels alone: a random walk along the boundary"
+    source: ClassVar[str] = "Brendel et al. 2018, arXiv:1712.04248"
+    access: ClassVar[Access] = "label"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    minimal: ClassVar[bool] = True
+
+    steps: int = 5000
+    proposals: int = 4
+    spherical_step: float = 0.01
+    source_step: float = 0.01
+    rate: float = 0.2
+    tries: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "proposals", "tries"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("spherical_step", "source_step", "rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be > 0, got {getattr(self, name):g}")
+
+    @property
+    def length(self) -> int:
+        """One move a step."""
+        return self.steps
+
+    def start(self, query: Query, batch: Batch) -> BoundaryState:
+        """The boundary between a random image of another label and the clean one."""
+        image, found = find_start(query, batch, self.tries)
+        rows = found.nonzero()[:, 0]
+        if len(rows):
+            image[rows] = to_boundary(query, batch, image[rows], rows, _BISECTIONS)
+        one = torch.ones_like(batch.ball.eps)
+        return BoundaryState(image, found, one * self.spherical_step, one * self.source_step)
+
+    def step(self, query: Query, batch: Batch, state: BoundaryState) -> BoundaryState:  # type: ignore[override]
+        """Along the sphere and inwards, `proposals` ways at once, and one of them along the sphere alone."""
+        rows, many = state.found.nonzero()[:, 0], self.proposals
+        if not len(rows):
+            return state
+        each = rows.repeat_interleave(many)
+        draw = batch.step[each] * many + torch.arange(many, device=rows.device).repeat(len(rows))
+        way = random_directions(Stream(batch.stream.keys[each]).child("directions"), state.candidate.shape[1:], draw)
+        ball, image = take(batch.ball, rows), state.candidate[rows]
+        outward = (image - ball.x).unsqueeze(1)
+        along = on_sphere(outward, way.reshape(-1, many, *image.shape[1:]), state.spherical[rows])
+        along = along.add_(ball.x.unsqueeze(1)).clamp_(ball.low, ball.high)
+        first = along[:, 0].clone()
+        inward = along.sub_(ball.x.unsqueeze(1))
+        shorter = (1 - state.source[rows]) * _length(outward)[:, 0] / _length(inward).clamp_min(1e-12).T
+        asked = inward.mul_(shorter.T.clamp_max(1)[:, :, None, None, None].float()).add_(ball.x.unsqueeze(1))
+        hit = at_goal(query, batch, torch.cat([asked.flatten(0, 1), first]), torch.cat([each, rows]))
+        hits, edge = hit[: len(each)].reshape(-1, many), hit[len(each) :]
+        which = hits.int().argmax(1)
+        moved = torch.where(per_row(hits.any(1), image), asked[torch.arange(len(rows)), which], image)
+        grown = torch.exp(self.rate * (edge.float() - 0.5))
+        spherical = (state.spherical[rows] * grown).clamp(_SMALLEST, 1.0)
+        source = state.source[rows] * torch.exp(self.rate * many * (hits.float().mean(1) - 0.25))
+        return BoundaryState(
+            state.candidate.index_copy(0, rows, moved),
+            state.found,
+            state.spherical.index_copy(0, rows, spherical),
+            state.source.index_copy(0, rows, source.clamp(_SMALLEST, 0.5)),
+        )
+
+    def finished(self, batch: Batch, state: BoundaryState) -> Tensor:  # type: ignore[override]
+        """Samples without a start."""
+        return ~state.found
+
+
+def on_sphere(outward: Tensor, way: Tensor, share: Tensor) -> Tensor:
+    """As long as `outward` (N, 1, C, H, W), turned towards each `way` (N, M, C, H, W) by the arc tangent of `share`."""
+    squared = _length(outward).square().clamp_min(1e-24)
+    dot = (way.double() * outward).flatten(2).sum(2)
+    way = way - outward * _wide(dot / squared)
+    size = share.double().unsqueeze(1) * squared.sqrt() / _length(way).clamp_min(1e-12)
+    return (outward + way * _wide(size)) / (1 + share.square())[:, None, None, None, None].sqrt()
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Of images (N, M, C, H, W): (N, M) float64."""
+    return delta.flatten(2).double().square().sum(2).sqrt()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float()[:, :, None, None, None]

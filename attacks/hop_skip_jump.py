@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,13 +10,18 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Access, Attack, Batch, State
-from robustbench_lite.attacks.boundary import at_goal, find_start, to_boundary
+from robustbench_lite.attacks.labels_only import (
+    at_goal,
+    estimated_normal,
+    find_start,
+    random_directions,
+    to_boundary,
+)
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
 
-_CHUNK = 512  # images made at a time: what stays in a processor's cache
 _HALVINGS = 20
 
 
@@ -37,7 +40,7 @@ class HopSkipJump(Attack):
     step t takes sqrt(t) times as many, `most_directions` at most. gamma, > 0: how near the boundary the bisection
     comes, gamma d^-3/2 of the distance (linf: gamma d^-2), and how far around the gradient is looked for, gamma / d
     of the distance, where d counts the numbers of an image. tries: noise images asked until one is at the goal, >= 1
-    (see robustbench_lite.attacks.boundary.find_start); a sample for which there is none fails.
+    (see robustbench_lite.attacks.labels_only.find_start); a sample for which there is none fails.
     A step estimates the gradient at the boundary from labels around it (equations 16 and 17), goes along it (linf:
     along its signs) by the distance over sqrt(t), halved until the label is wrong, and bisects towards the image.
     Departures: a step that was halved 20 times is not taken, where the paper goes on; the components of a direction
@@ -103,25 +106,13 @@ class HopSkipJump(Attack):
     def _gradient(self, query: Query, batch: Batch, image: Tensor, rows: Tensor, radius: Tensor) -> Tensor:
         """Equations 16 and 17: directions weighted by their labels, less the mean label; of any length."""
         counts = (self.directions * (batch.step[rows] + 1).double().sqrt()).long().clamp_max(self.most_directions)
-        gradient = torch.zeros_like(image)
         stream = Stream(batch.stream.keys[rows]).child("directions").child(batch.step[rows])
-        levels = _levels(batch.ball.norm, image.device)
-        for part in _chunks(counts):
-            count = counts[part]
-            which = torch.arange(part.start, part.stop, device=rows.device).repeat_interleave(count)
-            draw = torch.arange(len(which), device=rows.device) - (count.cumsum(0) - count).repeat_interleave(count)
-            around = _directions(Stream(stream.keys[which]), image.shape[1:], draw, levels)
-            around.mul_(per_row(radius[which] / around.flatten(1).norm(dim=1), around))
-            here = image[which]
-            asked = around.add_(here).clamp_(batch.ball.low, batch.ball.high)
-            sign = at_goal(query, batch, asked, rows[which]).double() * 2 - 1
-            own = which - part.start
-            mean = torch.zeros_like(count, dtype=torch.float64).index_add_(0, own, sign) / count
-            weight = sign - torch.where(mean.abs() == 1, 0.0, mean)[own]
-            # What was asked, after the box has cut it.
-            offset = asked.sub_(here).double().mul_(per_row(weight, asked))
-            gradient[part] = torch.zeros_like(image[part], dtype=torch.float64).index_add_(0, own, offset).float()
-        return gradient
+
+        def offsets(which: Tensor, draw: Tensor) -> Tensor:
+            way = random_directions(Stream(stream.keys[which]), image.shape[1:], draw, norm=batch.ball.norm)
+            return way.mul_(per_row(radius[which] / way.flatten(1).norm(dim=1), way))
+
+        return estimated_normal(query, batch, image, rows, counts=counts, offsets=offsets)
 
     def _move(self, query: Query, batch: Batch, image: Tensor, rows: Tensor, direction: Tensor, size: Tensor) -> Tensor:
         """As far along the direction as the label is wrong, halving the way; the image itself where it never is."""
@@ -136,31 +127,3 @@ class HopSkipJump(Attack):
                 break
             size[pending] /= 2
         return moved
-
-
-def _chunks(counts: Tensor) -> Iterator[slice]:
-    """Neighbouring samples whose counts add up to no more than a chunk, or one sample."""
-    numbers: list[int] = counts.tolist()
-    first, total = 0, 0
-    for i, count in enumerate(numbers):
-        if total and total + count > _CHUNK:
-            yield slice(first, i)
-            first, total = i, 0
-        total += count
-    yield slice(first, len(numbers))
-
-
-def _directions(stream: Stream, shape: torch.Size, draw: Tensor, levels: Tensor) -> Tensor:
-    """Independent components, each one of the 4096 levels: two of each random number's 24 bits, (N, C, H, W)."""
-    count = shape.numel()
-    bits = (stream.uniform(((count + 1) // 2,), draw) * 2.0**24).int()
-    which = torch.cat([bits >> 12, bits & 4095], 1)[:, :count]
-    return levels.index_select(0, which.flatten()).reshape(-1, *shape)
-
-
-@functools.lru_cache(maxsize=8)
-def _levels(norm: str, device: torch.device) -> Tensor:
-    """Values that cut a standard normal distribution into 4096 equal parts; in linf a uniform one on [-1, 1]."""
-    middle = (torch.arange(4096).double() + 0.5) / 2048 - 1
-    values = middle if norm == "linf" else torch.erfinv(middle)
-    return values.float().to(device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustbench_lite.attack import Attack, Batch, State
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 LABEL, OTHER, WHOLE = 0, 1, 2  # the parts of a margin
 
@@ -61,6 +62,10 @@ class MD(Attack):
     def attempts(self) -> int:
         """The restarts."""
         return self.restarts
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step."""
+        return self.steps * self.restarts, self.steps * self.restarts
 
     @property
     def parts(self) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:

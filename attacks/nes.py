@@ -87,6 +87,10 @@ class NES(Attack):
         """The restarts."""
         return self.restarts
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """The samples of each estimate, and the point itself."""
+        return self.steps * (self.samples + 1) * self.restarts, 0
+
     def resolve(self, threat: Threat) -> Self:
         """With a fifth of eps as step size where none is given."""
         if self.step_size is not None or not threat.eps:
@@ -124,9 +128,11 @@ def estimated(
     """The mean over `pairs` of u (f(x + reach u) - f(x - reach u)) / (2 reach), and the mean of f, (N,).
 
     `direction(i)`: the i-th u of each sample, (N, C, H, W). Images are clamped to the box. The sum is taken in one
-    order in float64, so that it does not hang on how many images are asked about at once.
+    order in float64, so that it does not hang on how many images are asked about at once. x is asked about as well:
+    what lies around it is mostly outside the ball, where nothing counts.
     """
     count, ball = len(x), batch.ball
+    query.labels(x)
     slope, total = torch.zeros_like(x, dtype=torch.float64), x.new_zeros(count, dtype=torch.float64)
     several = max(1, _AT_ONCE // (2 * max(1, count)))
     for first in range(0, pairs, several):

@@ -28,10 +28,10 @@ class PGD(Attack):
     """Projected steepest ascent of a loss from a random point of the ball (Madry et al. 2018, arXiv:1706.06083).
 
     steps: gradient steps. step_size: length of a step in the threat's norm, in pixels of [0, 1]; default 2.5 eps /
-    steps, the authors' rule, by each sample's own eps where they have one. restarts: random starts tried until one
-    succeeds. random_start: start from a uniform point of the ball, else from the image (in a portfolio, from where
-    the parts before it ended). loss: ce, margin or dlr. momentum: decay of the accumulated gradient (Dong et al.
-    2018, arXiv:1710.06081), 0 for none.
+    steps, the authors' rule, by each sample's own eps where they have one; in l1 eps itself, for short steps there go
+    on filling the same few pixels. restarts: random starts tried until one succeeds. random_start: start from a uniform
+    point of the ball, else from the image (in a portfolio, from where the parts before it ended). loss: ce, margin or
+    dlr. momentum: decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
     Departures: every iterate is judged, not the last alone; `ce` grows as cross entropy does without
     its underflow (see robustbench_lite.losses).
     """
@@ -70,11 +70,19 @@ class PGD(Attack):
         """The restarts."""
         return self.restarts
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step."""
+        return self.steps * self.restarts, self.steps * self.restarts
+
     def resolve(self, threat: Threat) -> Self:
-        """With the authors' step size where none is given."""
+        """With the default step size where none is given."""
         if self.step_size is not None or not threat.eps:
             return self
-        return replace(self, step_size=2.5 * threat.eps / self.steps)
+        return replace(self, step_size=self._share(threat.norm) * threat.eps)
+
+    def _share(self, norm: str) -> float:
+        """The default step size in units of eps."""
+        return 1.0 if norm == "l1" else 2.5 / self.steps
 
     def start(self, query: Query, batch: Batch) -> PGDState:
         """A random point of the ball, or the image; at rest."""
@@ -90,5 +98,5 @@ class PGD(Attack):
             size = direction.flatten(1).abs().mean(1, dtype=torch.float64).clamp_min(1e-300)
             velocity = velocity * self.momentum + (direction.double() / per_row(size, direction)).float()
             direction = velocity.clone()
-        step_size = 2.5 * batch.ball.eps / self.steps if self.step_size is None else self.step_size
+        step_size = self._share(batch.ball.norm) * batch.ball.eps if self.step_size is None else self.step_size
         return PGDState(batch.ball.ascend(state.candidate, direction, step_size), velocity)

@@ -14,7 +14,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
-from robustbench_lite.threat import Ball, LinfBall
+from robustbench_lite.threat import Ball, L1Ball, LinfBall, Threat
 
 # Of 10,000 queries: where the share of changed pixels is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -41,6 +41,8 @@ class Square(Attack):
     square, one sign a channel. One that would change nothing is repainted with all signs turned.
     l2 (algorithm 3): the first image is tiled with bumps; a step empties one square and puts what it held, and
     what clipping had left over, into another, as what was there plus a bump. A step is kept where the loss grows.
+    l1 (Croce and Hein 2021, arXiv:2103.01208): as in l2, with lengths in l1, and with the exact projection on ball and
+    box.
     Departures: each sample has a square of its own, where the authors' code draws one for a whole batch, so that
     its verdict hangs on the batch; signs are turned where that code draws them again until the square changes
     something, which with one channel is the same; the schedule is scaled to the steps whatever their number.
@@ -50,7 +52,7 @@ class Square(Attack):
     summary: ClassVar[str] = "random search with squares, no gradient"
     source: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
     access: ClassVar[Access] = "score"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     steps: int = 5000
     share: float = 0.8
@@ -78,8 +80,12 @@ class Square(Attack):
         """The restarts."""
         return self.restarts
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """One query at the start, then `proposals` a step."""
+        return (1 + self.steps * self.proposals) * self.restarts, 0
+
     def start(self, query: Query, batch: Batch) -> SquareState:
-        """Vertical stripes in linf, tiles of bumps in l2."""
+        """Vertical stripes in linf, tiles of bumps in l2 and l1."""
         if not self.random_start:
             x = batch.origin.clone()
         else:
@@ -137,19 +143,25 @@ class Square(Attack):
         filled = _window(rows, columns, side)
         emptied = _window(_place(drawn[:, 2], side, height), _place(drawn[:, 3], side, width), side)
         delta = best - ball.x
-        squares = delta.square()
-        held = _sums(squares * (filled | emptied))
-        spare = (ball.eps.double().square() - _sums(squares).sum(1)).clamp_min(0).unsqueeze(1)
+        # In l2 budgets add up as squares, in l1 as they are.
+        l1 = isinstance(ball, L1Ball)
+        spent = delta.abs() if l1 else delta.square()
+        held = _sums(spent * (filled | emptied))
+        budget = ball.eps.double() if l1 else ball.eps.double().square()
+        spare = (budget - _sums(spent).sum(1)).clamp_min(0).unsqueeze(1)
         # What was there and a bump, each of length 1, together as long as what is to be had.
         there = torch.where(filled, delta, 0)
-        there *= _inverse(_sums(squares * filled))
+        there *= _inverse(_sums(spent * filled), l1)
         bumps = _bumps(self.share, height, width, best.device)
         bump = _at(bumps, 2 * halved + (drawn[:, 4] < 0.5), rows, columns).unsqueeze(1)
+        if l1:
+            bump = bump * _inverse(_sums(bump.abs()), l1)
         there.addcmul_(bump, (drawn[:, 5:, None, None] < 0.5).to(best.dtype).mul_(2).sub_(1))
-        length = torch.sqrt(held + spare / channels).float()[:, :, None, None]
-        there *= length * _inverse(_sums(there.square()))
-        there.add_(ball.x).clamp_(ball.low, ball.high)
-        return torch.where(filled, there, torch.where(emptied, ball.x, best))
+        had = held + spare / channels
+        length = (had if l1 else had.sqrt()).float()[:, :, None, None]
+        there *= length * _inverse(_sums(there.abs() if l1 else there.square()), l1)
+        moved = torch.where(filled, there.add_(ball.x), torch.where(emptied, ball.x, best))
+        return ball.project(moved) if l1 else moved.clamp_(ball.low, ball.high)
 
 
 def _stripes(batch: Batch) -> Tensor:
@@ -268,6 +280,6 @@ def _sums(squares: Tensor) -> Tensor:
     return squares.flatten(2).sum(2, dtype=torch.float64)
 
 
-def _inverse(squared: Tensor) -> Tensor:
-    """One over the root of each channel's sum, to broadcast over images; where that is 0 something finite."""
-    return (1.0 / (squared.sqrt() + 1e-10)).float()[:, :, None, None]
+def _inverse(total: Tensor, l1: bool) -> Tensor:
+    """One over each channel's length, of its sum of sizes or of squares; where that is 0 something finite."""
+    return (1.0 / ((total if l1 else total.sqrt()) + 1e-10)).float()[:, :, None, None]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from robustbench_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from .contestants import Contestant
+    from .nearest import Rivalry
+    from .parts import Part
 
 
 class Format(enum.StrEnum):
@@ -25,6 +33,8 @@ class Choice(enum.StrEnum):
 
     robust = "robust"
     standard = "standard"
+    auto = "auto"
+    nearest = "nearest"
     all = "all"
 
 
@@ -32,7 +42,9 @@ def main(
     part: Annotated[Choice, typer.Option(help="Which comparison.")] = Choice.all,
     robust_images: Annotated[int, typer.Option(min=10, help="MNIST test images of the robust part.")] = 1000,
     standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock.")] = 5,
+    auto_images: Annotated[int, typer.Option(min=10, help="Images for each network of the part auto.")] = 200,
+    networks: Annotated[str, typer.Option(help="Of the part auto, with commas between; see benchmarks.nets.")] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock; auto and nearest take one.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, the same for all; default: all cores.")] = None,
@@ -47,10 +59,8 @@ def main(
 
     from robustbench_lite.cli.speed import keep_memory
 
-    from .contestants import contestants
-    from .measure import measure
-    from .parts import PARTS, Absent
-    from .report import machine, show
+    from .parts import Absent
+    from .report import machine
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
@@ -60,26 +70,111 @@ def main(
     out = Console(width=None if sys.stdout.isatty() else 140)
     out.print(machine(torch.get_num_threads(), cores), highlight=False, soft_wrap=True)
 
-    ran = False
-    for name, images in (("robust", robust_images), ("standard", standard_images)):
-        if part not in (name, "all"):
-            continue
-        try:
-            made = PARTS[name](images, steps, batch_size)
-        except Absent as absent:
-            status.print(f"{name} is left out: {absent}", markup=False, soft_wrap=True)
-            continue
-        except UserError as error:
-            status.print(f"{name}: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        field = list(contestants(made, lambda text: status.print(text, markup=False, soft_wrap=True), peers=peers))
-        with status.status(f"{name} ...") as shown:
-            found = measure(made, field, rounds=rounds, note=shown.update)
-        show(out, made, found, rounds=rounds, markdown=format is Format.markdown)
-        ran = True
+    bench = Bench(status, out, batch_size, peers, format is Format.markdown)
+    chosen = ["robust", "standard", "auto", "nearest"] if part is Choice.all else [part.value]
+    ran = 0
+    for name in chosen:
+        if name == "auto":
+            runs = [functools.partial(bench.portfolios, network, auto_images) for network in _networks(networks)]
+        elif name == "nearest":
+            runs = [functools.partial(bench.nearest, rivalry) for rivalry in bench.rivalries()]
+        else:
+            images = robust_images if name == "robust" else standard_images
+            runs = [functools.partial(bench.pgd, name, images, steps, rounds)]
+        for run in runs:
+            try:
+                run()
+            except Absent as absent:
+                bench.note(f"{name} is left out: {absent}")
+                break
+            except UserError as error:
+                bench.note(f"{name}: {error}")
+                raise typer.Exit(2) from None
+            ran += 1
     if not ran:
-        status.print("nothing was compared: no part has its images and weights here")
+        bench.note("nothing was compared: no part has its images and weights here")
         raise typer.Exit(2)
+
+
+def _networks(text: str) -> list[str]:
+    """The networks of the part auto."""
+    from robustbench_lite.errors import unknown_name
+
+    from .nets import RECIPES
+
+    known = ["mnist-fast-at", *RECIPES]
+    given = known if text == "all" else text.split(",")
+    for name in given:
+        if name not in known:
+            raise typer.BadParameter(str(unknown_name("networks", name, known)))
+    return given
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where tables and remarks go, and what all comparisons share."""
+
+    status: Console
+    out: Console
+    batch_size: int
+    peers: bool
+    markdown: bool
+
+    def note(self, text: str) -> None:
+        """A remark beside the tables."""
+        self.status.print(text, markup=False, soft_wrap=True)
+
+    def pgd(self, name: str, images: int, steps: int, rounds: int) -> None:
+        """PGD beside the peers' and beside the gradients alone."""
+        from .contestants import contestants
+        from .parts import PARTS
+        from .report import STEPS
+
+        made = PARTS[name](images, steps, self.batch_size)
+        field = list(contestants(made, self.note, peers=self.peers))
+        self._compare(made, field, f"PGD of {steps} steps from a random start", STEPS, rounds)
+
+    def portfolios(self, network: str, images: int) -> None:
+        """`auto` beside the reference, on one network."""
+        from .parts import own
+        from .portfolios import portfolios
+        from .report import PORTFOLIOS
+
+        made = own(network, images, self.batch_size, self.note)
+        self._compare(made, list(portfolios(made, self.note, peers=self.peers)), "portfolios", PORTFOLIOS, 0)
+
+    def rivalries(self) -> Sequence[Rivalry]:
+        """The attacks that peers have too."""
+        from .nearest import RIVALRIES
+
+        return RIVALRIES
+
+    def nearest(self, rivalry: Rivalry) -> None:
+        """One attack beside those of the peers, on the network that somebody else trained."""
+        from .nearest import rivals
+        from .parts import robust
+        from .report import NEAREST
+
+        made = replace(robust(rivalry.images, 0, self.batch_size), norm=rivalry.norm)
+        field = list(rivals(rivalry, made, self.note, peers=self.peers))
+        self._compare(made, field, rivalry.what, NEAREST, 0, minimal=rivalry.minimal)
+
+    def _compare(
+        self,
+        made: Part,
+        field: Sequence[Contestant],
+        what: str,
+        columns: Sequence[str],
+        rounds: int,
+        *,
+        minimal: bool = False,
+    ) -> None:
+        from .measure import measure
+        from .report import show
+
+        with self.status.status(f"{made.name} ...") as shown:
+            found = measure(made, field, rounds=rounds, note=shown.update, minimal=minimal)
+        show(self.out, made, found, what=what, columns=columns, rounds=rounds, markdown=self.markdown)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def _ours(part: Part, *, stop_on_success: bool) -> Run:
             eps=part.eps,
             batch_size=part.batch_size,
             stop_on_success=stop_on_success,
+            checks=False,
             attack_options={"steps": part.steps, "step_size": part.step_size},
         ).adversarial
 

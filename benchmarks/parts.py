@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class Part:
     step_size: float
     steps: int
     batch_size: int
+    norm: str = "linf"
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """The images and labels, `batch_size` at a time."""
@@ -81,6 +83,23 @@ def standard(images: int, steps: int, batch_size: int) -> Part:
 PARTS = {"robust": robust, "standard": standard}
 
 
+def own(name: str, images: int, batch_size: int, note: Callable[[str], None]) -> Part:
+    """A network that the benchmark trains itself (`nets.RECIPES`), or "mnist-fast-at", with nothing said of steps."""
+    if name == "mnist-fast-at":
+        return robust(images, 0, batch_size)
+    from .nets import RECIPES, load, trained
+
+    recipe, data = RECIPES[name], load(RECIPES[name].data, "test")
+    size = f"{recipe.kind} training" + (f" ({recipe.norm} {_fraction(recipe.eps)})" if recipe.eps else "")
+    title = f"{name}: {size}, {recipe.data} test images, {recipe.norm} {_fraction(recipe.attacked)}"
+    network = trained(name, note)
+    return _part(name, title, network, data, images, recipe.attacked, 0.0, 0, batch_size, recipe.norm)
+
+
+def _fraction(eps: float) -> str:
+    return f"{round(255 * eps)}/255" if eps < 0.1 else f"{eps:g}"
+
+
 def _part(
     name: str,
     title: str,
@@ -91,10 +110,11 @@ def _part(
     step_size: float,
     steps: int,
     batch_size: int,
+    norm: str = "linf",
 ) -> Part:
     index = balanced_subset(data.labels, images)
     # The samples of a class would otherwise stand together in some data sets.
     index = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(0))]
     # Frozen for all: an input gradient must not pay for those of the weights.
     whole = Whole(network).eval().requires_grad_(False)
-    return Part(name, title, whole, data.images(index), data.labels[index], eps, step_size, steps, batch_size)
+    return Part(name, title, whole, data.images(index), data.labels[index], eps, step_size, steps, batch_size, norm)

@@ -15,12 +15,17 @@ from robustbench_lite.environment import installed_version
 from .measure import Measured, best_peer
 from .parts import Part
 
-HEADS = (
-    "",
+# What the tables of each kind of comparison say of a contestant.
+STEPS = ("seconds", "ratio to floor", "ratio to best peer", "robust accuracy", "forwards / image", "backwards / image")
+PORTFOLIOS = (
+    *("seconds", "ratio to best peer", "robust accuracy", "missed", "found alone"),
+    *("forwards / image", "backwards / image"),
+)
+NEAREST = (
     "seconds",
-    "ratio to floor",
     "ratio to best peer",
     "robust accuracy",
+    "median distance",
     "forwards / image",
     "backwards / image",
 )
@@ -45,41 +50,61 @@ def _processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def rows(found: Sequence[Measured], images: int) -> list[tuple[str, ...]]:
-    """One row of text a contestant, under HEADS; a dash where a number does not apply."""
-    floor, peer = next(m for m in found if m.kind == "floor"), best_peer(found)
-    return [
-        (
-            m.name,
-            f"{statistics.median(m.seconds):.2f}",
-            f"{m.ratio(floor):.3f}",
-            "-" if peer is None else f"{m.ratio(peer):.3f}",
-            "-" if m.robust is None else f"{m.robust:.1%}",
-            f"{m.calls.forwards / images:.2f}",
-            f"{m.calls.backwards / images:.2f}",
-        )
-        for m in found
-    ]
+def rows(found: Sequence[Measured], images: int, columns: Sequence[str] = STEPS) -> list[tuple[str, ...]]:
+    """One row of text a contestant: its name and these columns; a dash where a number does not apply.
+
+    missed: images that stand here and that the best peer fooled; found alone: the reverse.
+    """
+    floor, peer = next((m for m in found if m.kind == "floor"), None), best_peer(found)
+    return [(m.name, *(_cell(column, m, floor, peer, images) for column in columns)) for m in found]
 
 
-def title(part: Part, rounds: int) -> str:
+def _cell(column: str, m: Measured, floor: Measured | None, peer: Measured | None, images: int) -> str:
+    """One number as text."""
+    against = floor if column == "ratio to floor" else peer
+    if column.startswith("ratio"):
+        return "-" if against is None else f"{m.ratio(against):.3f}"
+    if column in ("missed", "found alone"):
+        if peer is None or peer.standing is None or m.standing is None:
+            return "-"
+        mine, theirs = (m.standing, peer.standing) if column == "missed" else (peer.standing, m.standing)
+        return str(int((mine & ~theirs).sum()))
+    if column == "seconds":
+        return f"{statistics.median(m.seconds):.2f}"
+    if column == "robust accuracy":
+        return "-" if m.robust is None else f"{m.robust:.1%}"
+    if column == "median distance":
+        return "-" if m.distance is None else f"{m.distance:.4g}"
+    return f"{(m.calls.forwards if column.startswith('forwards') else m.calls.backwards) / images:.2f}"
+
+
+def title(part: Part, what: str, rounds: int) -> str:
     """What was compared, in one line."""
-    return (
-        f"{part.name}, {part.title}, PGD of {part.steps} steps from a random start, {len(part.x)} images in batches "
-        f"of {part.batch_size}, median of {rounds} turns"
-    )
+    turns = f"median of {rounds} turns" if rounds > 1 else "one turn"
+    return f"{part.title}; {what}, {len(part.x)} images in batches of {part.batch_size}, {turns}"
 
 
-def show(console: Console, part: Part, found: Sequence[Measured], *, rounds: int, markdown: bool) -> None:
+def show(
+    console: Console,
+    part: Part,
+    found: Sequence[Measured],
+    *,
+    what: str,
+    columns: Sequence[str] = STEPS,
+    rounds: int,
+    markdown: bool,
+) -> None:
     """The table of one part."""
-    body = rows(found, len(part.x))
+    body, heads = rows(found, len(part.x), columns), ("", *columns)
     if markdown:
-        lines = ["| " + " | ".join(HEADS) + " |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
+        lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
         lines += ["| " + " | ".join(row) + " |" for row in body]
-        console.print(title(part, rounds), *["", *lines, ""], sep="\n", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            title(part, what, rounds), *["", *lines, ""], sep="\n", markup=False, highlight=False, soft_wrap=True
+        )
         return
-    table = Table(title=title(part, rounds), title_justify="left")
-    for i, head in enumerate(HEADS):
+    table = Table(title=title(part, what, rounds), title_justify="left")
+    for i, head in enumerate(heads):
         table.add_column(head, justify="right" if i else "left", no_wrap=not i)
     for row in body:
         table.add_row(*row)

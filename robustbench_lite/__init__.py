@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .streams import Stream, normal_like, uniform_like
     from .threat import Ball, Threat
     from .training import Recipe, Trainer, train_model
+    from .transfer import TransferMatrix, transfer_matrix
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ _HOMES = {
     "streams": ("Stream", "normal_like", "uniform_like"),
     "threat": ("Ball", "Threat"),
     "training": ("Recipe", "Trainer", "train_model"),
+    "transfer": ("TransferMatrix", "transfer_matrix"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -69,6 +71,7 @@ __all__ = [
     "Threat",
     "Trainer",
     "TrainingDefense",
+    "TransferMatrix",
     "UserError",
     "evaluate",
     "get_loss",
@@ -78,6 +81,7 @@ __all__ = [
     "per_row",
     "perturb",
     "train_model",
+    "transfer_matrix",
     "uniform_like",
 ]
 

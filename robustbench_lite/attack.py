@@ -113,6 +113,15 @@ class Attack:
         return 1
 
     @property
+    def eot(self) -> int | None:
+        """Draws of a randomised network averaged for each query, where the paper says so; None: as the run has it."""
+        return None
+
+    def calls(self, threat: Threat) -> tuple[int, int] | None:
+        """Forward and backward passes that an image costs at most, the clean one and proofs aside; None: not known."""
+        return None
+
+    @property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """Two words for each attempt, of an attack whose attempts are each of interest by themselves; else none."""
         return ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +19,11 @@ from .battery import IMAGES as SECOND_LOOK
 from .battery import Subjects, second_look
 from .checkpoint import Checkpoint
 from .checks import IMAGES, Finding, check_model, verdict
-from .data import Dataset, from_arrays
-from .data.checks import checked_images
-from .data.dataset import as_pixels
 from .defense import Defense, wrap_all
 from .engine import Engine, Entry
 from .errors import RblError, UserError
-from .fitting import FIT_ROWS, Fit, FitData, fit_attack
+from .fitting import FIT_ROWS, Fit, fit_attack
+from .given import count_classes, device_of, given_data, given_fit_data, given_model, given_surrogate, rounded_down
 from .models.identity import tensors_sha256
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
@@ -41,15 +38,13 @@ from .plan import (
     with_fit_data,
 )
 from .portfolio import Chain, Portfolio, engine_for
-from .registry import source_hash
 from .result import Result, finished_columns, make_table
 from .rows import concat
 from .streams import Stream, content_hashes
-from .surrogate import Surrogate, networks_beside, surrogates_ready
+from .surrogate import networks_beside, surrogates_ready
 from .targets import check_target
 
 if TYPE_CHECKING:
-    from .models import LoadedModel
     from .records.run import Run
     from .records.specification import Specification
 
@@ -443,12 +438,12 @@ def evaluate(
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     if model.training:
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
-    classes = _count_classes(model, x)
-    each = _rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
-    data = _tensor_data(x, y, classes, each)
+    classes = count_classes(model, x)
+    each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
+    data = given_data(x, y, classes, each)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
-        model=_given(model, name),
+        model=given_model(model, name),
         data=data,
         index=torch.arange(len(data)),
         attack=make_attack(
@@ -456,7 +451,7 @@ def evaluate(
             attack_options,
             threat,
             resolve=each is None,
-            surrogates=[_surrogate(given, data) for given in surrogates],
+            surrogates=[given_surrogate(given, data) for given in surrogates],
         ),
         attack_options=dict(attack_options or {}),
         threat=threat,
@@ -465,7 +460,7 @@ def evaluate(
         eps=each,
         seed=seed,
         batch_size=batch_size,
-        device=device or _device_of(model),
+        device=device or device_of(model),
         precision=precision,
         deterministic=deterministic,
         eot=eot,
@@ -473,90 +468,10 @@ def evaluate(
         stop_on_success=stop_on_success,
         max_queries=max_queries,
         checks=checks,
-        fit=None if fit_data is None else _fit_data(*fit_data),
+        fit=None if fit_data is None else given_fit_data(*fit_data),
         keep_images=True,
     )
     result = run_plan(plan, leaderboard=None if leaderboard is None else Path(leaderboard), progress=progress)
     for text in result.warnings:
         warnings.warn(text, stacklevel=2)
     return result
-
-
-def _given(model: nn.Module, name: str | None = None) -> LoadedModel:
-    """A network of the caller's as what a run takes."""
-    from .models import LoadedModel
-    from .models.identity import state_sha256
-
-    return LoadedModel(
-        module=model,
-        name=name or type(model).__name__,
-        sha256=state_sha256(model),
-        parameters=sum(p.numel() for p in model.parameters()),
-        preprocessing={},
-        weights="given",
-        recipe=None,
-        source_sha256=_own_source(model),
-    )
-
-
-def _surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
-    from .models import load_model
-
-    if isinstance(given, nn.Module):
-        return Surrogate.of(_given(given))
-    if not isinstance(given, str):
-        raise UserError(f"surrogates: expected networks or names, got {type(given).__name__}")
-    spec, _, weights = given.partition("=")
-    return Surrogate.of(load_model(spec, n_classes=len(data.classes), shape=data.shape, weights=weights or None))
-
-
-def _count_classes(model: nn.Module, x: Tensor) -> int:
-    if not isinstance(x, Tensor):
-        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
-    if x.ndim != 4 or not len(x):
-        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(x.shape)}")
-    device = torch.device(_device_of(model))
-    with (
-        torch.inference_mode(False),
-        frozen(model),
-        torch.no_grad(),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
-        first = as_pixels(checked_images("x", x)[:1]).to(device)
-        row = torch.zeros(1, dtype=torch.int64, device=first.device)
-        return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]
-
-
-def _rounded_down(eps: Tensor) -> Tensor:
-    """In float32, never larger than asked."""
-    given = eps.detach().cpu()
-    each = given.float()
-    return torch.where(each.double() > given.double(), torch.nextafter(each, torch.zeros_like(each)), each)
-
-
-def _tensor_data(x: Tensor, y: Tensor, classes: int, eps: Tensor | None) -> Dataset:
-    """The images and labels of a call as a data set; eps of its own for each image is part of its content."""
-    if eps is not None and (eps.shape != (len(x),) or not (eps >= 0).all()):
-        raise UserError(f"eps: expected a number >= 0, or one for each of {len(x)} images, got {tuple(eps.shape)}")
-    data = from_arrays(x, y, name="tensors", split="given", classes=classes, arguments=("x", "y"))
-    if eps is None:
-        return data
-    fingerprint = hashlib.sha256(data.fingerprint.encode() + eps.numpy().tobytes()).hexdigest()
-    return dataclasses.replace(data, fingerprint=fingerprint)
-
-
-def _fit_data(x: Tensor, y: Tensor) -> FitData:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise UserError(f"fit_data: expected two tensors (x, y), got {type(x).__name__} and {type(y).__name__}")
-    return FitData(as_pixels(x.detach().cpu()), y.detach().cpu().long())
-
-
-def _own_source(model: nn.Module) -> str | None:
-    """The hash of the file with the caller's own network class; a library's is told by its version."""
-    library = type(model).__module__.partition(".")[0] in ("torch", "torchvision", "timm")
-    return None if library else source_hash(type(model))
-
-
-def _device_of(model: nn.Module) -> str:
-    parameter = next(model.parameters(), None)
-    return "cpu" if parameter is None else str(parameter.device)

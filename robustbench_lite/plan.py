@@ -118,6 +118,8 @@ class Plan:
     def draws(self) -> tuple[int, int]:
         """(eot, votes) with their defaults."""
         eot, votes = (EOT_DRAWS, VOTES) if self.stated.randomized else (1, 1)
+        if self.stated.randomized and self.attack.eot is not None:
+            eot = self.attack.eot
         return self.eot or eot, self.votes or votes
 
 

@@ -67,6 +67,20 @@ class Portfolio(Attack):
         """A portfolio takes no step of its own."""
         return 0
 
+    def calls(self, threat: Threat) -> tuple[int, int] | None:
+        """The sum over the parts: what an image costs that stands to the end and is never given up."""
+        return self._summed(threat, hopeless=False)
+
+    def least_calls(self, threat: Threat) -> tuple[int, int] | None:
+        """The sum over the parts that are for all: what an image costs that stands and is given up at once."""
+        return self._summed(threat, hopeless=True)
+
+    def _summed(self, threat: Threat, *, hopeless: bool) -> tuple[int, int] | None:
+        parts = [part for part in map(Part.of, self.parts(threat)) if part.hope >= 1 or not hopeless]
+        every = [part.attack.resolve(threat).calls(threat) for part in parts]
+        known = [calls for calls in every if calls is not None]
+        return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) == len(every) else None
+
     def start(self, query: Query, batch: Batch) -> State:
         """Refused: its parts are driven one by one."""
         raise UserError(f"attack {self.name}: a portfolio of attacks cannot stand here; give one of its parts")

@@ -14,9 +14,12 @@ from .registry import builtins, find
 if TYPE_CHECKING:
     import torch
 
+    from .attack import Attack
     from .data import Dataset
     from .defense import Defense
+    from .fitting import FitData
     from .models import LoadedModel
+    from .threat import Threat
     from .training import Recipe, TrainingProgress
 
 
@@ -157,6 +160,20 @@ def _trained_with(weights: str) -> list[tuple[str, dict[str, Any]]]:
     except RblError:
         return []  # what is wrong with the file is told where it is loaded
     return [_told(described) for described in (said.get("recipe") or {}).get("defenses", [])]
+
+
+def fit_images(request: DataRequest, attack: Attack, threat: Threat, count: int | None = None) -> FitData | None:
+    """`count` images of the training split, class-balanced, for an attack that learns; None for one that does not."""
+    from .data import balanced_subset
+    from .fitting import FIT_SAMPLES, FitData, needs_fit
+
+    if count is not None and count < 1:
+        raise UserError(f"--fit-samples must be >= 1, got {count}")
+    if not needs_fit(attack, threat):
+        return None
+    data = request.load("train")
+    index = balanced_subset(data.labels, min(count or FIT_SAMPLES, len(data)))
+    return FitData(data.images(index), data.labels[index], "train")
 
 
 def recorded_defenses(network: LoadedModel, defenses: Sequence[Defense]) -> list[Defense]:

@@ -102,7 +102,8 @@ def test_judge_believes_only_images_inside_the_threat(benchmarks: Any) -> None:
     y = torch.tensor([1, 1, 1, 1, 0])
     #                 fooled, too far, outside the box, not fooled; wrong from the start
     adversarial = torch.tensor([0.45, 0.3, -0.1, 0.55, 0.6]).reshape(5, 1, 1, 1)
-    assert benchmarks("measure").robust_accuracy(part(benchmarks, x, y), adversarial) == pytest.approx(3 / 5)
+    standing = benchmarks("measure").standing(part(benchmarks, x, y), adversarial)
+    assert standing.tolist() == [False, True, True, True, False]
 
 
 def test_the_floor_takes_one_gradient_a_step(benchmarks: Any) -> None:
@@ -122,8 +123,9 @@ def test_ratios_are_medians_within_a_turn(benchmarks: Any) -> None:
     measure, report = benchmarks("measure"), benchmarks("report")
     calls = measure.Calls(80, 40)
     floor = measure.Measured("floor", "floor", [1.0, 10.0, 2.0], calls, None)
-    slow = measure.Measured("slow", "peer", [4.0, 40.0, 8.0], calls, 0.5)
-    quick = measure.Measured("quick", "peer", [2.0, 20.0, 6.0], calls, 0.25)
+    half, quarter = torch.tensor([True, False, True, False]), torch.tensor([True, False, False, False])
+    slow = measure.Measured("slow", "peer", [4.0, 40.0, 8.0], calls, half)
+    quick = measure.Measured("quick", "peer", [2.0, 20.0, 6.0], calls, quarter)
     assert measure.best_peer([floor, slow, quick]) is quick
     assert [row[:5] for row in report.rows([floor, slow, quick], 2)] == [
         ("floor", "2.00", "1.000", "0.500", "-"),

@@ -13,15 +13,11 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..attack import Attack
     from ..defense import Defense
-    from ..fitting import FitData
     from ..models import LoadedModel
     from ..plan import Plan
-    from ..prepare import DataRequest
     from ..records.run import Run
     from ..result import Result
-    from ..threat import Threat
     from .tables import Addition
 
 EPILOG = """\
@@ -150,7 +146,15 @@ def evaluate(
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
     from ..perturbation import make_attack
     from ..plan import Plan, check_settings, make_threat
-    from ..prepare import DataRequest, make_defenses, parse_shard, pick_device, prepare_model, recorded_defenses
+    from ..prepare import (
+        DataRequest,
+        fit_images,
+        make_defenses,
+        parse_shard,
+        pick_device,
+        prepare_model,
+        recorded_defenses,
+    )
     from ..surrogate import Surrogate
     from ..training import Recipe
     from .terminal import note, training_bar
@@ -186,7 +190,7 @@ def evaluate(
         "max_queries": max_queries,
     }
     check_settings(**settings)
-    settings["fit"] = _fit_data(request, made_attack, threat, fit_samples)
+    settings["fit"] = fit_images(request, made_attack, threat, fit_samples)
     settings["checks"] = checks
 
     def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
@@ -220,21 +224,6 @@ def evaluate(
     more = [tables.by_cell(plan, result, leaderboard)] if plan.attack.cells else []
     more += [tables.print_photo(plan, result)] if print_photo else []
     _show(_assembled(result), leaderboard, as_json=as_json, save_examples=save_examples, figure=figure, more=more)
-
-
-def _fit_data(request: DataRequest, attack: Attack, threat: Threat, count: int) -> FitData | None:
-    """Images of the training split for an attack that learns; None for one that does not."""
-    from ..data import balanced_subset
-    from ..errors import UserError
-    from ..fitting import FitData, needs_fit
-
-    if count < 1:
-        raise UserError(f"--fit-samples must be >= 1, got {count}")
-    if not needs_fit(attack, threat):
-        return None
-    data = request.load("train")
-    index = balanced_subset(data.labels, min(count, len(data)))
-    return FitData(data.images(index), data.labels[index], "train")
 
 
 def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | None) -> None:
@@ -278,6 +267,7 @@ def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | N
         examples = save_npz(save_examples, result, plan.data.images(plan.order))
         return replace(result.run, specification=replace(result.run.specification, examples=examples))
 
+    _announce(plan)
     label = f"{plan.attack.name} on {plan.model.name}"
     with gentle_interrupt() as stop, attack_bar(label, len(plan.order)) as progress:
         result = run_plan(
@@ -293,6 +283,22 @@ def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | N
     for problem in build(leaderboard)[1]:
         warn(problem)
     return result
+
+
+def _announce(plan: Plan) -> None:
+    """What attacks over attacks will cost, before they begin."""
+    from ..portfolio import Part, Portfolio
+    from .terminal import note
+
+    if not isinstance(plan.attack, Portfolio):
+        return
+    least, most = plan.attack.least_calls(plan.threat), plan.attack.calls(plan.threat)
+    names = ", ".join(Part.of(part).attack.name for part in plan.attack.parts(plan.threat))
+    if least is None or most is None:
+        note(f"{plan.attack.name}: {names}")
+        return
+    forwards, backwards = (f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(least, most, strict=True))
+    note(f"{plan.attack.name}: an image that stands costs {forwards} forward and {backwards} backward passes ({names})")
 
 
 def _assembled(result: Result) -> Result:

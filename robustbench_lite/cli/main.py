@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PluginError, RblError
-from . import curve, doctor, evaluate, leaderboard, plugins, train, verify
+from . import curve, doctor, evaluate, leaderboard, plugins, train, transfer, verify
 from .speed import prepare_process
 from .wording import as_typed, usage
 
@@ -34,6 +34,7 @@ app.command(epilog=train.EPILOG)(train.train)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=curve.EPILOG)(curve.curve)
+app.command(epilog=transfer.EPILOG)(transfer.transfer)
 app.command(epilog=plugins.EPILOG)(plugins.plugins)
 app.add_typer(plugins.attacks_app, name="attacks")
 app.add_typer(plugins.defenses_app, name="defenses")

@@ -8,13 +8,21 @@ from robustbench_lite import registry
 from robustbench_lite.conformance import check_attack, check_defense, failed
 from robustbench_lite.portfolio import Portfolio
 
-
 # Of attacks that take long with their defaults, less of everything.
 OPTIONS: dict[str, dict[str, object]] = {
+    "cw": {"searches": 5, "steps": 100},
+    "fab": {"steps": 10},
+    "fab-t": {"steps": 6, "classes": 2},
+    "fmn": {"steps": 30},
+    "gen-attack": {"steps": 30},
     "hop-skip-jump": {"steps": 6, "directions": 20},
-    "nes": {"steps": 10},
+    "nes": {"steps": 8, "samples": 6},
+    "sigma-zero": {"steps": 40},
+    "one-pixel": {"steps": 8, "population": 10},
+    "spsa": {"steps": 8, "samples": 10},
     "vmi-fgsm": {"neighbours": 4},
     "vni-fgsm": {"neighbours": 4},
+    "zoo": {"steps": 15, "searches": 2, "coordinates": 15, "c": 10.0, "step_size": 0.2},
 }
 
 

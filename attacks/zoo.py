@@ -1,0 +1,172 @@
+"""Zeroth order optimisation: Carlini and Wagner's objective, its slope found number by number, and Adam on those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_lite.attack import Access, Attack, Batch, State
+from robustbench_lite.errors import UserError
+from robustbench_lite.losses import margin
+from robustbench_lite.query import Query
+from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
+
+_AT_ONCE = 2048  # images of one call, about
+_MEAN, _SQUARE = 0.9, 0.999  # how much of the past Adam's two averages keep
+
+
+@dataclass(frozen=True)
+class ZOOState(State):
+    """`candidate`: the nearest adversarial iterate, else x. nearest: (N,) its distance, inf for none.
+
+    image: (N, C, H, W), the present iterate. mean, square, count: (N, C H W), Adam's averages for each number of the
+    image, and how often it was moved. const: (N,), the constant c; low, high: (N,), its bounds so far. hit: (N,) bool,
+    whether the search with this c found anything.
+    """
+
+    nearest: Tensor
+    image: Tensor
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+    const: Tensor
+    low: Tensor
+    high: Tensor
+    hit: Tensor
+
+
+@dataclass(frozen=True)
+class ZOO(Attack):
+    """The nearest adversarial image in l2, from scores (Chen et al. 2017, arXiv:1708.03999, algorithms 1 and 2).
+
+    It descends |x' - x|^2 + c max(0, confidence - margin), the margin positive where the goal is reached. A step
+    draws some numbers of the image, finds the slope of each by a symmetric difference, and moves them by Adam.
+    steps: of a search with one c, >= 1; the paper has 1000 for CIFAR-10, 3000 for MNIST. searches: values of c, by
+    bisection, or times 10 until one succeeds, >= 1. c: the first, > 0. coordinates: numbers of the image in
+    a step, each two queries, >= 1; one query more asks about the image itself. delta: how far along a number is asked,
+    in pixels of [0, 1], > 0. step_size: Adam's learning rate, in pixels, > 0. confidence: margin to be reached, >= 0.
+    Departures: no search ends early; images asked about are in the box, and the slope counts how far apart they
+    are; a margin of logits is one of log-probabilities; no smaller attack space, no hierarchy and no importance
+    sampling, which are for large images; boxed by clamping, as the authors' code does for images this small.
+    """
+
+    name: ClassVar[str] = "zoo"
+    summary: ClassVar[str] = "nearest image in l2 from scores, number by number"
+    source: ClassVar[str] = "Chen et al. 2017, arXiv:1708.03999"
+    access: ClassVar[Access] = "score"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    minimal: ClassVar[bool] = True
+
+    steps: int = 1000
+    searches: int = 9
+    c: float = 0.01
+    coordinates: int = 128
+    delta: float = 1e-4
+    step_size: float = 0.01
+    confidence: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "searches", "coordinates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("c", "delta", "step_size"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be > 0, got {getattr(self, name):g}")
+        if not self.confidence >= 0:
+            raise UserError(f"confidence must be >= 0, got {self.confidence:g}")
+
+    @property
+    def length(self) -> int:
+        """The steps of all searches."""
+        return self.steps * self.searches
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """The iterate and two for each coordinate a step; fewer where the image has not as many numbers."""
+        return self.length * (1 + 2 * self.coordinates), 0
+
+    def start(self, query: Query, batch: Batch) -> ZOOState:
+        """The image itself."""
+        x = batch.ball.x
+        far = torch.full(batch.y.shape, float("inf"), dtype=torch.float64, device=x.device)
+        none = torch.zeros_like(x.flatten(1))
+        const = torch.full_like(far, self.c)
+        hit = torch.zeros_like(batch.y, dtype=torch.bool)
+        return ZOOState(
+            x.clone(), far, x.clone(), none, none.clone(), none.int(), const, torch.zeros_like(far), far.clone(), hit
+        )
+
+    def step(self, query: Query, batch: Batch, state: ZOOState) -> ZOOState:  # type: ignore[override]
+        """A look at the iterate, and some of its numbers moved."""
+        state = self._next_search(batch, state)
+        image, ball = state.image, batch.ball
+        gain = margin(query.logits(image), batch.y, batch.targets)
+        there = (gain > 0) & (gain >= self.confidence)
+        distance = ball.distance(image)
+        nearer = there & (distance < state.nearest)
+        candidate = torch.where(per_row(nearer, image), image, state.candidate)
+        nearest = torch.where(nearer, distance, state.nearest)
+        count = min(self.coordinates, image[0].numel())
+        which = batch.stream.child("numbers").uniform((image[0].numel(),), draw=batch.step).topk(count, dim=1).indices
+        flat = image.flatten(1)
+        now = flat.gather(1, which)
+        slope = 2 * (now - ball.x.flatten(1).gather(1, which)).double()
+        slope += state.const.unsqueeze(1) * self._slope(query, batch, flat, which)
+        times = state.count.gather(1, which) + 1
+        mean = _MEAN * state.mean.gather(1, which) + (1 - _MEAN) * slope
+        square = _SQUARE * state.square.gather(1, which) + (1 - _SQUARE) * slope.square()
+        rate = self.step_size * torch.sqrt(1 - _SQUARE ** times.double()) / (1 - _MEAN ** times.double())
+        moved = (now - rate * mean / (square.sqrt() + 1e-8)).float().clamp(ball.low, ball.high)
+        return ZOOState(
+            candidate,
+            nearest,
+            flat.scatter(1, which, moved).reshape(image.shape),
+            state.mean.scatter(1, which, mean.float()),
+            state.square.scatter(1, which, square.float()),
+            state.count.scatter(1, which, times),
+            state.const,
+            state.low,
+            state.high,
+            state.hit | there,
+        )
+
+    def _slope(self, query: Query, batch: Batch, flat: Tensor, which: Tensor) -> Tensor:
+        """Slope of max(0, confidence - margin) in the numbers `which` (N, K) of the images, (N, K) float64."""
+        ball, count = batch.ball, which.shape[1]
+        now = flat.gather(1, which)
+        ends = torch.stack([now + self.delta, now - self.delta], 2).clamp(ball.low, ball.high)
+        found = []
+        for part in torch.split(torch.arange(which.numel() * 2, device=flat.device), _AT_ONCE):
+            rows = part // (2 * count)
+            place = which.flatten()[part // 2].unsqueeze(1)
+            images = flat[rows].scatter_(1, place, ends.flatten()[part].unsqueeze(1)).reshape(-1, *ball.x.shape[1:])
+            targets = None if batch.targets is None else batch.targets[rows]
+            gain = margin(query.logits(images, rows=rows), batch.y[rows], targets)
+            found.append((self.confidence - gain).clamp_min(0))
+        lack = torch.cat(found).reshape(ends.shape).double()
+        apart = ends.double()
+        return (lack[..., 0] - lack[..., 1]) / (apart[..., 0] - apart[..., 1]).clamp_min(1e-30)
+
+    def _next_search(self, batch: Batch, state: ZOOState) -> ZOOState:
+        """Where a search is over: the next c, from the image again."""
+        over = (batch.step > 0) & (batch.step % self.steps == 0)
+        if not over.any():
+            return state
+        low = torch.where(over & ~state.hit, state.const, state.low)
+        high = torch.where(over & state.hit, state.const, state.high)
+        const = torch.where(torch.isinf(high), state.const * 10, (low + high) / 2)
+        rows = over.unsqueeze(1)
+        return replace(
+            state,
+            image=torch.where(per_row(over, state.image), batch.ball.x, state.image),
+            mean=state.mean.masked_fill(rows, 0),
+            square=state.square.masked_fill(rows, 0),
+            count=state.count.masked_fill(rows, 0),
+            const=torch.where(over, const, state.const),
+            low=low,
+            high=high,
+            hit=state.hit & ~over,
+        )

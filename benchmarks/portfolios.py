@@ -1,0 +1,52 @@
+"""`auto` beside the reference: torchattacks' AutoAttack, and our own `autoattack`, which is the same call for call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+import robustbench_lite as rbl
+
+from .contestants import Contestant, Run
+from .parts import Part
+
+REFERENCE = "torchattacks AutoAttack"
+
+
+def _ours(part: Part, attack: str, **options: object) -> Run:
+    def run() -> Tensor | None:
+        return rbl.evaluate(
+            part.network,
+            part.x,
+            part.y,
+            attack=attack,
+            attack_options=options,
+            norm=part.norm,
+            eps=part.eps,
+            batch_size=part.batch_size,
+            checks=False,
+        ).adversarial
+
+    return run
+
+
+def _torchattacks(part: Part) -> Run:
+    import torchattacks
+
+    name = {"linf": "Linf", "l2": "L2"}[part.norm]
+    attack = torchattacks.AutoAttack(part.network, norm=name, eps=part.eps, version="standard", n_classes=10, seed=0)
+    return lambda: torch.cat([attack(x, y) for x, y in part.batches()])
+
+
+def portfolios(part: Part, note: Callable[[str], None], *, peers: bool = True) -> Iterator[Contestant]:
+    """The reference where it is installed, our `autoattack`, and `auto` by effort."""
+    if peers:
+        try:
+            yield Contestant(REFERENCE, _torchattacks(part), "peer")
+        except ImportError as error:
+            note(f"{REFERENCE} is left out: {error}; `make bench` installs it")
+    yield Contestant("robustbench-lite autoattack", _ours(part, "autoattack"), "ours")
+    for effort in ("quick", "standard"):
+        yield Contestant(f"robustbench-lite auto, {effort}", _ours(part, "auto", effort=effort), "ours")

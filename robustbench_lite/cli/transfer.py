@@ -1,0 +1,235 @@
+"""`rbl transfer`: adversarial images of each network judged on every other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..data import Dataset
+    from ..models import LoadedModel
+    from ..prepare import DataRequest
+    from ..transfer import TransferMatrix
+
+EPILOG = """\
+[bold]Examples[/]
+
+rbl transfer --models small-cnn,mlp,resnet18 --attack pgd --figure transfer.png
+
+rbl transfer --models small-cnn,mlp --halves --eps 0.1 --samples 200 --out transfer.parquet
+
+rbl transfer --models net.py:make=a.pth,net.py:make=b.pth --attack mi-fgsm --dataset npz:images.npz --json
+"""
+
+
+def transfer(
+    models: Annotated[
+        str,
+        typer.Option(help="MODEL or MODEL=WEIGHTS, with commas between them, as for rbl evaluate.", metavar="A,B,..."),
+    ],
+    halves: Annotated[
+        bool,
+        typer.Option("--halves", help="Train each model twice, A/1 and A/2, on disjoint halves of the training set."),
+    ] = False,
+    attack: Annotated[
+        str, typer.Option(help="NAME or FILE.py:NAME of fixed eps; see rbl plugins.", rich_help_panel="Attack")
+    ] = "pgd",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")] = "linf",
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255; default as for rbl evaluate.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")] = None,
+    attack_option: Annotated[
+        list[str] | None, typer.Option(help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack")
+    ] = None,
+    dataset: o.DatasetName = "digits",
+    samples: Annotated[
+        int | None,
+        typer.Option(help="A fixed, class-balanced part of this many test images.", rich_help_panel="Data"),
+    ] = None,
+    data_dir: o.DataDir = None,
+    download: o.Download = False,
+    image_size: o.ImageSize = None,
+    workers: o.Workers = 2,
+    epochs: o.Epochs = None,
+    seed: Annotated[int, typer.Option(help="Of the random numbers.", rich_help_panel="Computing")] = 0,
+    batch_size: o.BatchSize = 256,
+    device: o.Device = "auto",
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Equal to the last bit at any batch size.", rich_help_panel="Computing"),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="PATH.parquet: a row for each pair and image.", rich_help_panel="Result")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PATH.png: the matrix as a picture.", rich_help_panel="Result")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
+    ] = False,
+) -> None:
+    """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
+    from ..data import balanced_subset
+    from ..plan import make_threat
+    from ..prepare import DataRequest, fit_images, pick_device
+    from ..surrogate import Surrogate
+    from ..transfer import run_transfer
+    from ..transfer_run import TransferPlan, carried
+    from .terminal import count_bar, gentle_interrupt, print_json, warn
+
+    threat = make_threat(norm, eps)
+    options = o.merged("--attack-option", attack_option, {"steps": steps})
+    promised = carried(attack, options, threat, Surrogate.promised(""))
+    named, device = _named(models, halves=halves), pick_device(device)
+    _check_paths(out, figure)
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
+    data = request.load()
+    settings: dict[str, Any] = {
+        "data": data,
+        "index": balanced_subset(data.labels, len(data) if samples is None else samples),
+        "attack": attack,
+        "threat": threat,
+        "attack_options": options,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": device,
+        "deterministic": deterministic,
+        "fit": fit_images(request, promised, threat),
+    }
+    networks = {
+        name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
+        for name, (spec, weights, half) in named.items()
+    }
+    plan = TransferPlan(**settings, models=networks)
+    label = f"{promised.inner.name} on {len(networks)} models"
+    with gentle_interrupt() as stop, count_bar(label, len(plan.index) * len(networks)) as progress:
+        found = run_transfer(plan, progress=progress, stop=stop, warn=warn)
+    if out is not None:
+        found.save(out)
+    if figure is not None:
+        from ..transfer_figure import save_matrix
+
+        save_matrix(figure, found)
+    written = {"out": out, "figure": figure}
+    if as_json:
+        print_json({**found.summary(), **{key: None if path is None else str(path) for key, path in written.items()}})
+        return
+    _show(found, written)
+
+
+def _named(models: str, *, halves: bool) -> dict[str, tuple[str, str, int]]:
+    """Every network's name in the matrix with its model, its weights and its half (0: none)."""
+    from ..errors import UserError
+    from ..models.build import find_source, shown
+
+    named: dict[str, tuple[str, str, int]] = {}
+    for given in (part.strip() for part in models.split(",")):
+        spec, _, weights = given.partition("=")
+        try:
+            find_source(spec)
+        except UserError as error:
+            raise type(error)(str(error).replace("--model:", "--models:", 1)) from error
+        name = shown(spec) + (f"={Path(weights).name}" if weights else "")
+        if halves and weights:
+            raise UserError(f"--halves: {name} is trained already; leave its weights out, or --halves")
+        for half in (1, 2) if halves else (0,):
+            one = f"{name}/{half}" if half else name
+            if one in named:
+                raise UserError(f"--models: {name} is given twice")
+            named[one] = (spec, weights, half)
+    return named
+
+
+def _check_paths(out: Path | None, figure: Path | None) -> None:
+    """What would fail at the end of a long run fails before it."""
+    from ..examples import check_output
+
+    if out is not None:
+        check_output(out, argument="--out", suffix=".parquet")
+    if figure is not None:
+        check_output(figure, argument="--figure", suffix=".png")
+
+
+def _prepared(
+    spec: str, weights: str | None, half: int, request: DataRequest, data: Dataset, *, epochs: int | None, device: str
+) -> LoadedModel:
+    """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
+    from ..halves import HalfRequest
+    from ..prepare import prepare_model
+    from ..training import Recipe
+    from .terminal import note, training_bar
+
+    recipe = Recipe(epochs=epochs, seed=max(0, half - 1))
+    if half:
+        request = HalfRequest(**dataclasses.asdict(request), half=half)
+    label = f"training {spec}{f'/{half}' if half else ''}"
+    with training_bar(label) as bar:
+        return prepare_model(
+            spec,
+            request,
+            data,
+            weights=weights,
+            recipe=recipe,
+            retrain=half > 0,
+            device=device,
+            progress=bar,
+            note=note,
+        )
+
+
+def _show(found: TransferMatrix, written: Mapping[str, Path | None]) -> None:
+    from rich.console import Console
+
+    from ..records.specification import eps_text
+
+    said = found.summary()
+    options = "".join(f", {key}={value}" for key, value in said["attack_options"].items())
+    out = Console(highlight=False, soft_wrap=True)
+    images = f"{said['n']:,} image{'s' if said['n'] > 1 else ''}"
+    threat = f"{said['norm']} {eps_text(said['eps'])}"
+    out.print(f"{said['dataset']}, {images}, attack {said['attack']}{options}, {threat}", markup=False, style="bold")
+    Console(highlight=False).print(_table(found))
+    for key, path in written.items():
+        if path is not None:
+            out.print(f"  {key:<8} {path}", markup=False)
+
+
+def _table(found: TransferMatrix) -> Table:
+    """Rows: the network attacked; columns: the network judged."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    matrix = found.summary()["matrix"]
+    caption = "% fooled of what both get right, 95 % interval"
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=caption, pad_edge=False)
+    table.add_column("attacked \\ judged", overflow="fold")
+    for name, accuracy in found.clean_accuracy.items():
+        table.add_column(Text(f"{name}\nclean {100 * accuracy:.1f}"), justify="right", overflow="fold")
+    rows = list(matrix.items())
+    for number, (surrogate, row) in enumerate(rows):
+        cells = [_cell(cell, itself=surrogate == target) for target, cell in row.items()]
+        table.add_row(Text(surrogate), *cells, end_section=number == len(rows) - 2)
+    return table
+
+
+def _cell(cell: dict[str, Any], *, itself: bool) -> Any:
+    from rich.text import Text
+
+    if cell["share"] is None:
+        return Text("-")
+    shown = Text(f"{100 * cell['share']:.1f}", style="bold" if itself else "")
+    return shown.append(f"\n[{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]", style="dim")

@@ -1,0 +1,107 @@
+"""Networks and images in memory, as a caller gives them, made into what a run takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .data import Dataset, from_arrays
+from .data.checks import checked_images
+from .data.dataset import as_pixels
+from .errors import UserError
+from .fitting import FitData
+from .network import Network, Noise, frozen
+from .registry import source_hash
+from .streams import Stream
+from .surrogate import Surrogate
+
+if TYPE_CHECKING:
+    from .models import LoadedModel
+
+
+def given_model(model: nn.Module, name: str | None = None) -> LoadedModel:
+    """A network of the caller's as what a run takes."""
+    from .models import LoadedModel
+    from .models.identity import state_sha256
+
+    return LoadedModel(
+        module=model,
+        name=name or type(model).__name__,
+        sha256=state_sha256(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        preprocessing={},
+        weights="given",
+        recipe=None,
+        source_sha256=_own_source(model),
+    )
+
+
+def given_surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
+    """A network, or `MODEL[=WEIGHTS]`, as what a transfer attacks. UserError for anything else."""
+    from .models import load_model
+
+    if isinstance(given, nn.Module):
+        return Surrogate.of(given_model(given))
+    if not isinstance(given, str):
+        raise UserError(f"surrogates: expected networks or names, got {type(given).__name__}")
+    spec, _, weights = given.partition("=")
+    return Surrogate.of(load_model(spec, n_classes=len(data.classes), shape=data.shape, weights=weights or None))
+
+
+def count_classes(model: nn.Module, x: Tensor) -> int:
+    """How many logits the network has for the first image. UserError where x is no image at all."""
+    if not isinstance(x, Tensor):
+        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
+    if x.ndim != 4 or not len(x):
+        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(x.shape)}")
+    device = torch.device(device_of(model))
+    with (
+        torch.inference_mode(False),
+        frozen(model),
+        torch.no_grad(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
+        first = as_pixels(checked_images("x", x)[:1]).to(device)
+        row = torch.zeros(1, dtype=torch.int64, device=first.device)
+        return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]
+
+
+def rounded_down(eps: Tensor) -> Tensor:
+    """In float32, never larger than asked."""
+    given = eps.detach().cpu()
+    each = given.float()
+    return torch.where(each.double() > given.double(), torch.nextafter(each, torch.zeros_like(each)), each)
+
+
+def given_data(x: Tensor, y: Tensor, classes: int, eps: Tensor | None) -> Dataset:
+    """The images and labels of a call as a data set; eps of its own for each image is part of its content."""
+    if eps is not None and (eps.shape != (len(x),) or not (eps >= 0).all()):
+        raise UserError(f"eps: expected a number >= 0, or one for each of {len(x)} images, got {tuple(eps.shape)}")
+    data = from_arrays(x, y, name="tensors", split="given", classes=classes, arguments=("x", "y"))
+    if eps is None:
+        return data
+    fingerprint = hashlib.sha256(data.fingerprint.encode() + eps.numpy().tobytes()).hexdigest()
+    return dataclasses.replace(data, fingerprint=fingerprint)
+
+
+def given_fit_data(x: Tensor, y: Tensor) -> FitData:
+    """Images (N, C, H, W) and labels (N,) that an attack learns from. UserError where they are no tensors."""
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise UserError(f"fit_data: expected two tensors (x, y), got {type(x).__name__} and {type(y).__name__}")
+    return FitData(as_pixels(x.detach().cpu()), y.detach().cpu().long())
+
+
+def _own_source(model: nn.Module) -> str | None:
+    """The hash of the file with the caller's own network class; a library's is told by its version."""
+    library = type(model).__module__.partition(".")[0] in ("torch", "torchvision", "timm")
+    return None if library else source_hash(type(model))
+
+
+def device_of(model: nn.Module) -> str:
+    """Where its parameters are; the CPU where it has none."""
+    parameter = next(model.parameters(), None)
+    return "cpu" if parameter is None else str(parameter.device)

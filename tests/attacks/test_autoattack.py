@@ -1,0 +1,114 @@
+"""The portfolios: AutoAttack's parts in their order, and `auto`, whose verdict is as low for fewer passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustbench_lite as rbl
+from robustbench_lite.attacks.auto import Auto
+from robustbench_lite.attacks.autoattack import AutoAttack
+from robustbench_lite.defenses.random_noise import RandomNoise
+from robustbench_lite.errors import UserError
+from robustbench_lite.portfolio import Part
+from robustbench_lite.threat import Threat
+
+from ..core.nets import images, labels_of, mlp
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return mlp(scale=4.0)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return images(48)
+
+
+@pytest.mark.parametrize(
+    ("version", "names"),
+    [
+        ("standard", ["apgd-ce", "apgd-t", "fab-t", "square"]),
+        ("plus", ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]),
+        ("rand", ["apgd-ce", "apgd-dlr"]),
+    ],
+)
+def test_the_versions_are_those_of_the_reference(version: str, names: list[str]) -> None:
+    attack = AutoAttack(version=version)  # type: ignore[arg-type]
+    assert [part.name for part in attack.parts(Threat("linf", 0.1))] == names
+
+
+def test_it_leaves_what_every_part_leaves_alone(model: nn.Module, x: Tensor) -> None:
+    y = labels_of(model, x)
+    settings = {"eps": 0.04, "checks": False}
+    whole = rbl.evaluate(model, x, y, attack="autoattack", **settings)  # type: ignore[arg-type]
+    left = torch.ones(len(x), dtype=torch.bool)
+    for part in AutoAttack().parts(Threat("linf", 0.04)):
+        left &= ~rbl.evaluate(model, x, y, attack=part, **settings).success  # type: ignore[arg-type]
+    assert torch.equal(~whole.success, left)
+    assert 0 < int(left.sum()) < len(x)
+
+
+def test_the_version_for_random_networks_averages_twenty_draws(model: nn.Module, x: Tensor) -> None:
+    y = labels_of(model, x)
+    found = {
+        version: rbl.evaluate(
+            *(model, x[:4], y[:4]),
+            attack="autoattack",
+            attack_options={"version": version},
+            eps=0.02,
+            defenses=[RandomNoise(sigma=0.01)],
+            max_queries=200,
+            checks=False,
+        ).run.specification.eot
+        for version in ("rand", "plus")
+    }
+    assert found == {"rand": 20, "plus": 8}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_auto_is_as_low_as_the_reference(norm: str, model: nn.Module, x: Tensor) -> None:
+    y = labels_of(model, x)
+    eps = {"linf": 0.04, "l2": 0.2}[norm]
+    found = {}
+    for name in ("autoattack", "auto"):
+        result = rbl.evaluate(model, x, y, attack=name, norm=norm, eps=eps, checks=False)
+        found[name] = (int((~result.success).sum()), result.forwards + 2 * result.backwards)
+    assert 0 < found["auto"][0] <= found["autoattack"][0] < len(x)
+    assert found["auto"][1] < 0.1 * found["autoattack"][1]
+
+
+def test_the_hopeless_are_given_up_and_the_near_are_not() -> None:
+    """A wide margin costs the first parts alone; a narrow one all of them."""
+
+    class Walls(nn.Module):
+        """Right whatever happens; the first pixel says by how much the margin can be lowered."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.flatten(1).mean(1)
+            gap = torch.where(x[:, 0, 0, 0] > 0.5, 1 + 0.1 * mean, 0.02 + (mean - 0.5).abs())
+            return torch.stack([gap, -gap], 1)
+
+    x = torch.full((2, 1, 8, 8), 0.6)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 0.9, 0.1
+    rows = rbl.evaluate(
+        Walls().eval(), x, torch.zeros(2, dtype=torch.int64), attack="auto", eps=0.15, checks=False
+    ).samples
+    assert not rows.success.any()
+    most = Auto().calls(Threat("linf", 0.15))
+    assert most is not None
+    assert rows.forwards[0] < 0.1 * most[0] < 0.5 * most[0] < rows.forwards[1]
+
+
+def test_parts_of_auto_give_up_only_after_an_attack_has_said_so() -> None:
+    for effort in ("quick", "standard", "exhaustive"):
+        parts = [Part.of(part) for part in Auto(effort=effort).parts(Threat("linf", 0.1))]
+        assert parts[0].hope == 1 and not parts[0].warm
+
+
+@pytest.mark.parametrize(("attack", "option"), [("autoattack", "version"), ("auto", "effort")])
+def test_what_is_not_known_is_refused(attack: str, option: str, model: nn.Module, x: Tensor) -> None:
+    with pytest.raises(UserError, match=option):
+        rbl.evaluate(model, x, labels_of(model, x), attack=attack, attack_options={option: "most"})

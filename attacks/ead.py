@@ -46,8 +46,9 @@ class EAD(Attack):
     terms, then each pixel's change shortened by beta (eq. 5), c bisected between searches, times 10 until one succeeds.
 
     steps: iterations of a search at most, >= 1. searches: >= 1. step_size: the first, > 0; it falls as the square root
-    of what is left. c: the first, > 0. beta: weight of the l1 term, in pixels, > 0. confidence: margin wanted, in
-    logits, >= 0. rule: which image at the goal is kept, the least |d|_1 (L1) or the least elastic net (EN).
+    of what is left. c: the first, > 0. beta: weight of the l1 term, in pixels, > 0 (the paper tries 0.001 to 0.05).
+    confidence: margin wanted, in logits, >= 0. rule: which image at the goal is kept, the least |d|_1 (L1) or the
+    least elastic net (EN).
     Departures: every image asked about is judged, the nearest in l1 is what the result shows, whatever the rule; a
     search ends early for each sample by itself, where a tenth of the steps brought its objective no ten-thousandth.
     """

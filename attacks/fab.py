@@ -150,7 +150,7 @@ class FAB(Attack):
         if len(moving):
             again = going & (batch.step % self.steps == 0) & (batch.step > 0)
             if again.any():
-                state = replace(state, iterate=torch.where(per_row(again, moved), _begin(query, batch), state.iterate))
+                state = replace(state, iterate=_put(state.iterate, again, _begin(query, batch)))
             boundary = self._boundary(query, batch, state, moving)
             moved[moving] = self._move(batch, state.iterate[moving], boundary, moving)
             state = replace(state, near=state.near.index_copy(0, moving, boundary.near))
@@ -158,8 +158,7 @@ class FAB(Attack):
         between = ~going
         if len(moving) < len(going):
             share = state.inner_value / (state.inner_value - state.value).clamp_max(-1e-10)
-            look = torch.lerp(state.inner, state.candidate, per_row(share.clamp(0, 1), moved))
-            moved = torch.where(per_row(between, moved), look, moved)
+            moved = _put(moved, between, torch.lerp(state.inner, state.candidate, per_row(share.clamp(0, 1), moved)))
         asked = going | ~torch.isinf(state.nearest)
         rows = asked.nonzero()[:, 0]
         if not len(rows):
@@ -171,12 +170,11 @@ class FAB(Attack):
         distance = batch.ball.distance(moved)
         nearer = inside & (distance < state.nearest)
         shorter = between & asked & ~inside
-        back = torch.lerp(batch.ball.x, moved, self.beta)
         return FABState(
-            candidate=torch.where(per_row(nearer, moved), moved, state.candidate),
-            iterate=torch.where(per_row(inside, moved), back, moved),
+            candidate=_put(state.candidate, nearer, moved),
+            iterate=_put(moved, inside, torch.lerp(batch.ball.x, moved, self.beta)),
             nearest=torch.where(nearer, distance, state.nearest),
-            inner=torch.where(per_row(shorter, moved), moved, state.inner),
+            inner=_put(state.inner, shorter, moved),
             inner_value=torch.where(shorter, value, state.inner_value),
             value=torch.where(nearer, value, state.value),
             aim=state.aim,
@@ -314,6 +312,12 @@ def _begin(query: Query, batch: Batch) -> Tensor:
     reach = torch.where(again, query.nearest.clamp_max(_REACH[ball.norm]) / 2, 0)
     moved = ball.x + way * per_row((reach / _length(way, ball.norm).clamp_min(1e-30)).float(), way)
     return moved.clamp_(ball.low, ball.high)
+
+
+def _put(old: Tensor, where: Tensor, new: Tensor) -> Tensor:
+    """The images `new` at the rows `where` (N,) bool, the old ones elsewhere; faster than a choice by pixel."""
+    rows = where.nonzero()[:, 0]
+    return old.index_copy(0, rows, new[rows]) if len(rows) else old
 
 
 def _length(change: Tensor, norm: str) -> Tensor:

@@ -26,14 +26,18 @@ def at_goal(query: Query, batch: Batch, x: Tensor, rows: Tensor) -> Tensor:
     return labels != batch.y[rows] if batch.targets is None else labels == batch.targets[rows]
 
 
-def find_start(query: Query, batch: Batch, tries: int) -> tuple[Tensor, Tensor]:
+def find_start(
+    query: Query, batch: Batch, tries: int, *, known: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """An image at the goal for each sample, and whether one was found, (N,) bool; where not, the clean image.
 
     Without a target the first 16 tries are uniform noise. The others are grids of 1 to 14 by 14 cells of random
     colours, or noise, half of them of black and white alone, half blended with the image. Tries of a sample are asked
     1, 1, 2, 4, ... and at most 64 at a time, each a query, `tries` in all; the first that is at the goal is taken.
+    known: what an earlier search returned; only samples without an image are asked about.
     """
-    image, found = batch.ball.x.clone(), torch.zeros_like(batch.y, dtype=torch.bool)
+    none = torch.zeros_like(batch.y, dtype=torch.bool)
+    image, found = (batch.ball.x.clone(), none) if known is None else (known[0].clone(), known[1].clone())
     done = 0
     while done < tries and not found.all():
         left = (~found).nonzero()[:, 0]

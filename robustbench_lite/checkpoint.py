@@ -82,6 +82,8 @@ class Checkpoint:
             done = [_read(self.folder / f"part-{number:05d}.safetensors")[0] for number in range(int(note["parts"]))]
             engine.restore(tensors)
         except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError):
+            if self.ours:  # what was learned stays; an old engine must not count the parts that are stored from now on
+                (self.folder / "engine.safetensors").unlink(missing_ok=True)
             return None
         self.parts = int(note["parts"])
         self.ours = True

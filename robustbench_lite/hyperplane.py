@@ -30,10 +30,11 @@ def to_hyperplane(norm: str, x: Tensor, normal: Tensor, gain: Tensor, *, low: fl
     weight = w.abs()
     most = weight.amax(1, keepdim=True).clamp_min(1e-30)
     weight = weight / most
-    up = (w > 0) == (gain > 0).unsqueeze(1)
-    room = torch.where(up, high - flat, flat - low).clamp_min(0) * (weight > 0)
+    # Products with a sign are as exact as a choice, and several times as fast.
+    way = w.sign() * gain.sign().to(w.dtype).unsqueeze(1)
+    room = (way.clamp_min(0) * (high - flat) - way.clamp_max(0) * (flat - low)).clamp_min_(0)
     size = _SIZES[norm](weight, room, gain.double().abs() / most[:, 0].double())
-    return torch.where(up, size, -size).reshape(x.shape)
+    return size.mul_(way).reshape(x.shape)
 
 
 def _linf(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
@@ -70,16 +71,17 @@ def _root(slope: Tensor, until: Tensor, full: Tensor, need: Tensor) -> Tensor:
 
     slope, until: (N, D), what each pixel gains and where it stops; full: their product.
     """
-    whole = full.double().sum(1)
+    whole = full.sum(1, dtype=torch.float64)
     found = torch.where(need < whole, torch.zeros_like(need), _FAR)
     rows = (need < whole).nonzero()[:, 0]
-    slope, until, full, need, whole = (part[rows] for part in (slope, until, full, need, whole))
+    if len(rows) < len(need):
+        slope, until, full, need, whole = (part[rows] for part in (slope, until, full, need, whole))
     moving = torch.full_like(need, torch.inf)
     while len(rows):
         # The tangent lies above the function, so that no step goes past the root; pixels only stop.
-        free = until > found[rows].float().unsqueeze(1)
-        now = (slope * free).double().sum(1)
-        stopped = whole - (full * free).double().sum(1)
+        free = (until - found[rows].float().unsqueeze(1)).sign_().clamp_min_(0)
+        now = (slope * free).sum(1, dtype=torch.float64)
+        stopped = whole - (full * free).sum(1, dtype=torch.float64)
         going = (now < moving) & (now > 0)
         found[rows] = torch.where(going, ((need - stopped) / now.clamp_min(1e-300)).clamp_min(0), found[rows])
         moving = now

@@ -95,6 +95,7 @@ def _engine(driver: Driver, attack: Attack, x: Tensor, *, target: str | int | No
         threat=driver.threat,
         target=target,
         batch_size=size,
+        learned=driver.fit((x.shape[1], x.shape[2], x.shape[3])).learned,
     )
 
 

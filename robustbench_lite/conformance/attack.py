@@ -17,7 +17,7 @@ from ..streams import Stream, content_hashes
 from ..threat import BALLS, Threat
 from .apart import check_order, check_refill, check_resume, check_targets
 from .check import Checks, Failed, plural
-from .driver import COUNT, MOST, SAME, STEPS, Driver, Running, difference, driver_of, samples_of, threat_of
+from .driver import COUNT, FITTED, MOST, SAME, STEPS, Driver, Running, difference, driver_of, samples_of, threat_of
 from .samples import (
     Counted,
     Saturated,
@@ -35,6 +35,8 @@ def check_behaviour(attack: Attack, checks: Checks, shapes: Sequence[Shape]) -> 
     driver = driver_of(attack, attack.norms[0], shapes[0])
     if not checks.run("access", lambda: _access(attack, shapes[0])):
         return
+    if attack.learns:
+        checks.run("learning", lambda: _learning(attack, shapes))
     checks.run("ball and box", lambda: _ball(attack, shapes))
     checks.run("finite", lambda: _finite(attack, shapes[0]))
     checks.run("input untouched", lambda: _untouched(driver, shapes[0]))
@@ -68,6 +70,39 @@ def _access(attack: Attack, shape: Shape) -> str:
     if need != attack.access:
         return f'declares {attack.access}; hint: it asked no more than {need}, so access = "{need}" is enough'
     return f"declares {attack.access} and asks no more"
+
+
+def _learning(attack: Attack, shapes: Sequence[Shape]) -> str:
+    """`fit` gives finite tensors, the same at the second time, counted, and leaves all else as it was."""
+    found: list[str] = []
+    for shape in shapes:
+        before = driver_of(attack, attack.norms[0], shape, alone=False)
+        with random_state_kept():
+            torch.default_generator.manual_seed(0)
+            state = random_state()
+            described, counted = _described(before.attack), Counted(before.model)
+            first, second = (
+                Driver(before.attack, before.threat, model, 3).fit(shape) for model in (before.model, counted)
+            )
+            if moved := touched(state, random_state()):
+                raise Failed(f"fit moves {' and '.join(moved)}, on which other results depend; use batch.stream")
+        changed = [name for name, value in _described(before.attack).items() if described.get(name) != value]
+        if changed:
+            raise Failed(f"fit remembers something in self.{changed[0]}; everything belongs into what it returns")
+        if (second.forwards, second.backwards) != (counted.forwards - FITTED, counted.backwards):
+            raise Failed(
+                f"fit told of {second.forwards} forward and {second.backwards} backward passes, the network saw "
+                f"{counted.forwards - FITTED} and {counted.backwards}"
+            )
+        names = sorted(first.learned.keys() | second.learned.keys())
+        for name in names:
+            one, other = first.learned.get(name), second.learned.get(name)
+            if one is None or other is None or not torch.equal(one, other):
+                raise Failed(f"fit learns another {name!r} from the same images; use batch.stream alone")
+            if not bool(torch.isfinite(one).all()):
+                raise Failed(f"fit learned NaN or infinite numbers: {name!r}")
+        found = [f"{name} {tuple(first.learned[name].shape)}" for name in names]
+    return f"the same from the same images: {', '.join(found) or 'nothing'}"
 
 
 def _ball(attack: Attack, shapes: Sequence[Shape]) -> str:
@@ -190,9 +225,9 @@ def _counts(attack: Attack, shape: Shape) -> str:
     counted = Counted(driver.model)
     driver = Driver(attack, driver.threat, counted, 3)
     x = images(COUNT, shape)
-    y = driver.labels(x)
+    batch = driver.batch(x, driver.labels(x))
     counted.forwards = counted.backwards = 0
-    last = driver.run(driver.batch(x, y), steps=STEPS)[-1]
+    last = driver.run(batch, steps=STEPS)[-1]
     for what, told, seen in (
         ("forward", int(last.forwards.sum()), counted.forwards),
         ("backward", int(last.backwards.sum()), counted.backwards),

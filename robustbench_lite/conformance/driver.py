@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attack import Access, Attack, Batch, State
+from ..fitting import Fit, FitData, fit_attack
 from ..losses import reached
 from ..network import Network
 from ..query import Gradient, Query
@@ -22,6 +23,7 @@ from .samples import Shape, images, small_network
 COUNT = 8
 STEPS = 8  # of each run; an attack's whole length is run once, up to MOST
 MOST = 200
+FITTED = 16  # images that an attack with a `fit` learns from
 SAME = 1e-5
 # Large enough that one linear layer is fooled, small enough that noise alone seldom does it.
 EPS = {"linf": 0.05, "l2": 0.5, "l1": 8.0, "l0": 20.0}
@@ -76,6 +78,7 @@ class Driver:
     alone: bool = False
     isolate: bool = True
     asked: set[str] = field(default_factory=set)
+    fits: dict[Shape, Fit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.attack = self.attack.resolve(self.threat)
@@ -87,13 +90,27 @@ class Driver:
             labels: Tensor = self.model(x).argmax(1)
         return labels
 
+    def fit(self, shape: Shape) -> Fit:
+        """What the attack learns, once for each shape, from images that no check attacks."""
+        if shape not in self.fits:
+            x = images(FITTED, shape, seed=9)
+            with torch.no_grad():
+                network = Network(self.model, n_classes=self.classes)
+                self.fits[shape] = (
+                    fit_attack(self.attack, network, FitData(x, self.labels(x)), threat=self.threat)
+                    if self.attack.learns
+                    else Fit({})
+                )
+        return self.fits[shape]
+
     def batch(
         self, x: Tensor, y: Tensor, *, eps: Tensor | None = None, targets: Tensor | None = None, seed: int = 0
     ) -> Batch:
         """The batch that an attack is given at its start; its random streams belong to the images."""
         stream = Stream.of(content_hashes(x), seed=seed).child(f"attack {self.attack.name}")
         zero = torch.zeros_like(y)
-        return Batch(self.attack.ball(self.threat, x, eps), y, targets, zero, stream.child(zero), zero)
+        ball, learned = self.attack.ball(self.threat, x, eps), self.fit(_shape(x)).learned
+        return Batch(ball, y, targets, zero, stream.child(zero), zero, learned=learned)
 
     def start(self, batch: Batch) -> Running:
         """The samples before their first step."""
@@ -167,6 +184,11 @@ class Driver:
         if not isinstance(state.candidate, Tensor) or state.candidate.shape != batch.ball.x.shape:
             came = getattr(state.candidate, "shape", type(state.candidate).__name__)
             raise Failed(f"state.candidate must have the shape {tuple(batch.ball.x.shape)}, got {came}")
+
+
+def _shape(x: Tensor) -> Shape:
+    channels, height, width = x.shape[1:]
+    return channels, height, width
 
 
 def difference(one: Running, other: Running) -> float:

@@ -144,3 +144,51 @@ def test_on_one_linear_layer_it_comes_near_the_best_corner(target: str | None) -
 def test_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Square(**options)
+
+
+def test_in_l1_one_square_is_emptied_into_another_and_the_budget_is_used() -> None:
+    network: Any = Watching()
+    attack = Square(steps=60)
+    x = torch.rand((8, 3, 12, 10), generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+    zero = torch.zeros(8, dtype=torch.int64)
+
+    def batch_in_l1(step: int) -> Batch:
+        return Batch(Threat("l1", 6.0).around(x), zero, None, zero + step, Stream(torch.arange(8)).child("test"), zero)
+
+    state = attack.start(network, batch_in_l1(0))
+    assert (batch_in_l1(0).ball.distance(state.candidate) > 5.9).all()
+    grown = torch.zeros(8, dtype=torch.bool)
+    for step in range(60):
+        batch, before, loss = batch_in_l1(step), state.candidate.clone(), state.loss.clone()
+        state = attack.step(network, batch, state)
+        asked = network.asked[-1]
+        assert batch.ball.contains(asked).all()
+        assert (batch.ball.distance(asked) > 0.8 * 6).all()
+        side = int(attack._side(batch.step, 12, 10)[0])
+        changed = ((asked - before).abs() > 1e-5).any(1).flatten(1).sum(1)
+        # Two squares, and what the projection shortens where the budget was passed.
+        assert float((changed <= 2 * (max(side, 3) // 2 * 2 + 1) ** 2).double().mean()) > 0.6
+        assert (state.loss >= loss).all()
+        grown |= state.loss > loss
+    assert grown.all()
+
+
+def test_in_l1_it_beats_noise_by_far_and_never_the_best_point_of_a_linear_layer() -> None:
+    generator = torch.Generator().manual_seed(3)
+    layer = nn.Linear(64, 3)
+    layer.weight.data = torch.randn((3, 64), generator=generator)
+    model = nn.Sequential(nn.Flatten(), layer).eval()
+    x = torch.rand((60, 1, 8, 8), generator=generator) * 0.4 + 0.3
+    with torch.no_grad():
+        logits = model(x)
+    y = logits.argmax(1)
+    steepest = (layer.weight.data[y][:, None] - layer.weight.data).abs().amax(2)
+    gaps = ((logits.gather(1, y[:, None]) - logits) / steepest).scatter(1, y[:, None], float("inf")).amin(1)
+    eps = 2 * float(gaps.median())
+    found, noise = (
+        rbl.evaluate(model, x, y, attack=name, norm="l1", eps=eps, attack_options=options, checks=False)
+        for name, options in (("square", {"steps": 500}), ("noise", {}))
+    )
+    assert not found.success[gaps > eps * 1.001].any()
+    assert int(found.success.sum()) > int(noise.success.sum()) + 10
+    assert found.success[gaps < 0.4 * eps].double().mean() > 0.9

@@ -102,14 +102,14 @@ def test_it_comes_near_the_nearest_boundary_of_a_linear_layer_and_never_below(ta
     layer.weight.data = torch.randn((3, 36), generator=generator) * 0.5
     layer.bias.data = torch.zeros(3)
     model = nn.Sequential(nn.Flatten(), layer).eval()
-    x = torch.rand((30, 1, 6, 6), generator=generator) * 0.4 + 0.3
+    x = torch.rand((24, 1, 6, 6), generator=generator) * 0.4 + 0.3
     with torch.no_grad():
         logits = model(x)
     y = logits.argmax(1)
     slope = (layer.weight.data[y][:, None] - layer.weight.data).square().sum(2).sqrt()
     optimum = ((logits.gather(1, y[:, None]) - logits) / slope).scatter(1, y[:, None], float("inf"))
     bound = optimum.amin(1) if target is None else optimum.gather(1, ((y + 1) % 3)[:, None])[:, 0]
-    options = {"steps": 60, "searches": 6, "coordinates": 36, "c": 0.1}
+    options = {"steps": 50, "searches": 5, "coordinates": 36, "c": 0.1}
     found = rbl.evaluate(
         model, x, y, attack="zoo", norm="l2", eps=1, target=target, attack_options=options, checks=False
     )
@@ -119,7 +119,7 @@ def test_it_comes_near_the_nearest_boundary_of_a_linear_layer_and_never_below(ta
     assert (distance >= bound * (1 - 1e-4)).all()
     if target is None:
         ratio = (distance / bound)[bound > 0.03]
-        assert len(ratio) > 20
+        assert len(ratio) > 16
         assert float(ratio.max()) < 1.25
         assert float(ratio.median()) < 1.1
     else:

@@ -10,19 +10,29 @@ from robustbench_lite.portfolio import Portfolio
 
 # Of attacks that take long with their defaults, less of everything.
 OPTIONS: dict[str, dict[str, object]] = {
+    "a3": {"rounds": 4, "least": 2},
     "cw": {"searches": 5, "steps": 100},
+    "ead": {"searches": 4, "steps": 25},
     "fab": {"steps": 10},
     "fab-t": {"steps": 6, "classes": 2},
     "fmn": {"steps": 30},
     "gen-attack": {"steps": 30},
-    "hop-skip-jump": {"steps": 6, "directions": 20},
+    "boundary": {"steps": 20, "proposals": 2, "tries": 30},
+    "geoda": {"steps": 2, "directions": 10, "tries": 30},
+    "adversarial-patch": {"steps": 5},
+    "substitute": {"images": 8, "rounds": 2, "epochs": 2, "width": 4},
+    "uap": {"epochs": 3},
+    "hop-skip-jump": {"steps": 3, "directions": 10, "tries": 30},
+    "sign-opt": {"steps": 2, "directions": 10, "starts": 3, "tries": 30},
+    "lbfgs": {"searches": 6, "steps": 10},
     "nes": {"steps": 8, "samples": 6},
+    "pointwise": {"steps": 60, "tries": 30},
     "sigma-zero": {"steps": 40},
     "one-pixel": {"steps": 8, "population": 10},
     "spsa": {"steps": 8, "samples": 10},
     "vmi-fgsm": {"neighbours": 4},
     "vni-fgsm": {"neighbours": 4},
-    "zoo": {"steps": 15, "searches": 2, "coordinates": 15, "c": 10.0, "step_size": 0.2},
+    "zoo": {"steps": 12, "searches": 2, "coordinates": 10, "c": 10.0, "step_size": 0.3},
 }
 
 

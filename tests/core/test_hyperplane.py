@@ -129,9 +129,10 @@ def test_rows_are_apart(norm: str) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-7)
 
 
-def test_another_box() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_another_box_and_a_gain_of_either_precision(dtype: torch.dtype) -> None:
     x, normal = torch.tensor([[-0.5, 2.0]]), torch.tensor([[1.0, -1.0]])
-    change = to_hyperplane("l1", x, normal, torch.tensor([4.0]), low=-1.0, high=2.0)
+    change = to_hyperplane("l1", x, normal, torch.tensor([4.0], dtype=dtype), low=-1.0, high=2.0)
     torch.testing.assert_close(change, torch.tensor([[2.5, -1.5]]))
 
 

@@ -31,7 +31,7 @@ class AutoAttack(Portfolio):
     name: ClassVar[str] = "autoattack"
     summary: ClassVar[str] = "the reference: apgd-ce, apgd-t, fab-t and square in turn"
     source: ClassVar[str] = "Croce and Hein 2020, arXiv:2003.01690"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     targeted: ClassVar[bool] = False
 
     version: Version = "standard"

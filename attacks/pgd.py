@@ -28,8 +28,8 @@ class PGD(Attack):
     """Projected steepest ascent of a loss from a random point of the ball (Madry et al. 2018, arXiv:1706.06083).
 
     steps: gradient steps. step_size: length of a step in the threat's norm, in pixels of [0, 1]; default 2.5 eps /
-    steps, the authors' rule, by each sample's own eps where they have one; in l1 eps itself, for short steps there go
-    on filling the same few pixels. restarts: random starts tried until one succeeds. random_start: start from a uniform
+    steps, the authors' rule, by each sample's own eps where they have one; in l1 at least eps / 2: short steps go on
+    filling the same few pixels. restarts: random starts tried until one succeeds. random_start: start from a uniform
     point of the ball, else from the image (in a portfolio, from where the parts before it ended). loss: ce, margin or
     dlr. momentum: decay of the accumulated gradient (Dong et al. 2018, arXiv:1710.06081), 0 for none.
     Departures: every iterate is judged, not the last alone; `ce` grows as cross entropy does without
@@ -82,7 +82,7 @@ class PGD(Attack):
 
     def _share(self, norm: str) -> float:
         """The default step size in units of eps."""
-        return 1.0 if norm == "l1" else 2.5 / self.steps
+        return max(2.5 / self.steps, 0.5 if norm == "l1" else 0.0)
 
     def start(self, query: Query, batch: Batch) -> PGDState:
         """A random point of the ball, or the image; at rest."""

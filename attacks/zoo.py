@@ -49,9 +49,11 @@ class ZOO(Attack):
     bisection, or times 10 until one succeeds, >= 1. c: the first, > 0. coordinates: numbers of the image in
     a step, each two queries, >= 1; one query more asks about the image itself. delta: how far along a number is asked,
     in pixels of [0, 1], > 0. step_size: Adam's learning rate, in pixels, > 0. confidence: margin to be reached, >= 0.
-    Departures: no search ends early; images asked about are in the box, and the slope counts how far apart they
-    are; a margin of logits is one of log-probabilities; no smaller attack space, no hierarchy and no importance
-    sampling, which are for large images; boxed by clamping, as the authors' code does for images this small.
+    Departures: delta is ten times the paper's 0.0001, at which rounding hides the slope (with c = 100 and 200 steps on
+    a robust network none of 6 images fell with that, 2 with this); no search ends early; images asked about are in the
+    box, and the slope counts how far apart they are; a margin of logits is one of log-probabilities; no smaller attack
+    space, no hierarchy and no importance sampling, which are for large images; clamped to the box, no change of
+    variables.
     """
 
     name: ClassVar[str] = "zoo"
@@ -65,7 +67,7 @@ class ZOO(Attack):
     searches: int = 9
     c: float = 0.01
     coordinates: int = 128
-    delta: float = 1e-4
+    delta: float = 1e-3
     step_size: float = 0.01
     confidence: float = 0.0
 

@@ -43,10 +43,10 @@ RECIPES = {
     "mnist-pgd": Recipe("mnist", "pgd", "linf", 0.3, 3, 4),
     "mnist-trades": Recipe("mnist", "trades", "linf", 0.3, 3, 4),
     "mnist-pgd-l2": Recipe("mnist", "pgd", "l2", 2.0, 3, 4),
-    "cifar10-standard": Recipe("cifar10", "standard", "linf", 0.0, 0, 6),
-    "cifar10-pgd": Recipe("cifar10", "pgd", "linf", 8 / 255, 2, 8),
-    "cifar10-trades": Recipe("cifar10", "trades", "linf", 8 / 255, 2, 8),
-    "cifar10-pgd-l2": Recipe("cifar10", "pgd", "l2", 0.5, 2, 8),
+    "cifar10-standard": Recipe("cifar10", "standard", "linf", 0.0, 0, 5),
+    "cifar10-pgd": Recipe("cifar10", "pgd", "linf", 8 / 255, 2, 5),
+    "cifar10-trades": Recipe("cifar10", "trades", "linf", 8 / 255, 2, 5),
+    "cifar10-pgd-l2": Recipe("cifar10", "pgd", "l2", 0.5, 2, 5),
 }
 
 

@@ -16,10 +16,32 @@ from robustbench_lite.options import configure
 IMAGES, SIDE = 40, 6
 SLACK = 1.25  # of the optimum: as far as a minimal attack may be, and as much as one of fixed eps is given
 CONTROLS = ("noise",)  # not meant to find anything
-# Of attacks whose defaults are made for large networks: enough for a layer of 36 numbers.
+FAMILIES = ("blur", "contrast")  # the least of one change, not the nearest image
+# Of attacks whose defaults are made for large networks and large budgets: enough for a layer of 36 numbers.
 OPTIONS: dict[str, dict[str, object]] = {
+    "a3": {"rounds": 4, "least": 2},
     "auto": {"effort": "quick"},
+    "boundary": {"steps": 1500, "proposals": 2},
+    "cw": {"steps": 300},
+    "ead": {"steps": 200, "beta": 0.05},
+    "fab-t": {"classes": 1},
+    "geoda": {"side": SIDE, "steps": 20},
+    "gen-attack": {"steps": 300},
+    "hop-skip-jump": {"steps": 12},
+    "lbfgs": {"searches": 12, "steps": 30},
+    "one-pixel": {"steps": 30, "population": 40},
+    "pointwise": {"steps": 300},
+    "sigma-zero": {"steps": 100},
+    "sign-opt": {"steps": 15, "directions": 60, "starts": 20},
+    "simba": {"steps": 800, "step_size": 0.01},
     "square": {"steps": 500},
+    "zoo": {"steps": 150, "searches": 4, "c": 1.0, "coordinates": 36, "step_size": 0.02},
+}
+# Not held to the optimum, and why.
+EXEMPT = {
+    ("jsma", "l0"): "changes two numbers at a time, where one is enough",
+    ("square", "l2"): "squares of three pixels and more find little in a layer without neighbours",
+    ("square", "l1"): "as in l2",
 }
 
 
@@ -76,7 +98,7 @@ def suited() -> list[tuple[str, str]]:
     pairs = []
     for name in sorted(registry.builtins("attacks")):
         attack: type[Attack] = registry.load("attacks", name)
-        if name in CONTROLS or attack.own_limits or attack.persists or attack.fit is not Attack.fit:
+        if name in (*CONTROLS, *FAMILIES) or attack.own_limits or attack.persists or attack.fit is not Attack.fit:
             continue
         pairs += [(name, norm) for norm in attack.norms]
     return pairs

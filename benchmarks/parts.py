@@ -21,7 +21,10 @@ class Absent(Exception):
 
 
 class Whole(nn.Module):
-    """A network as one module: some peers take an nn.Sequential apart, and its calls would not be seen."""
+    """A network as one module: some peers take an nn.Sequential apart, and its calls would not be seen.
+
+    What comes is made float32: some ask in float64.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's own answer."""
-        logits: Tensor = self.network(x)
+        logits: Tensor = self.network(x.float())
         return logits
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from .errors import unknown_name
 
 _FAR = 1e30
+_NONE = 1e-7  # of the largest weight: what gains no more stays, or a plane out of reach would move all for nothing
 _FEW = 64  # pixels looked at first in l1: a step moves few
 
 
@@ -15,10 +16,11 @@ def to_hyperplane(norm: str, x: Tensor, normal: Tensor, gain: Tensor, *, low: fl
     """The shortest change d in a norm with x + d in [low, high] and normal . d = gain, shaped as x.
 
     x, normal: (N, ...); gain: (N,), of either sign. Where the box does not reach the hyperplane, d goes as near to it
-    as the box lets it; where the normal is 0, d is 0. No operation mixes rows. These are the projections of Croce
-    and Hein 2020 (arXiv:1907.02044, section 2), found another way: in linf and l2 what is gained is a concave
-    function of one number, linear in pieces, and Newton's method from the left ends at the root after a few looks at
-    the pixels, without sorting them; in l1 pixels of the largest normal move first, each as far as the box lets it.
+    as the box lets it; where the normal is 0, or at most 1e-7 of its largest, d is 0. No operation mixes rows. These
+    are the projections of Croce and Hein 2020 (arXiv:1907.02044, section 2), found another way: in linf and l2 what
+    is gained is a concave function of one number, linear in pieces, and Newton's method from the left ends at the root
+    after a few looks at the pixels, without sorting them; in l1 pixels of the largest normal move first, each as far as
+    the box lets it.
 
     >>> to_hyperplane("linf", torch.tensor([[0.875, 0.5]]), torch.tensor([[1.0, 1.0]]), torch.tensor([0.5]))
     tensor([[0.1250, 0.3750]])
@@ -28,10 +30,10 @@ def to_hyperplane(norm: str, x: Tensor, normal: Tensor, gain: Tensor, *, low: fl
     flat, w = x.flatten(1), normal.flatten(1)
     # Every pixel goes the way that gains: by a weight of at most 1, as far as there is room.
     weight = w.abs()
-    most = weight.amax(1, keepdim=True).clamp_min(1e-30)
+    most = weight.amax(1, keepdim=True).clamp_min(1e-38)
     weight = weight / most
     # Products with a sign are as exact as a choice, and several times as fast.
-    way = w.sign() * gain.sign().to(w.dtype).unsqueeze(1)
+    way = (weight - _NONE).clamp_min_(0).sign_().mul_(w.sign()).mul_(gain.sign().to(w.dtype).unsqueeze(1))
     room = (way.clamp_min(0) * (high - flat) - way.clamp_max(0) * (flat - low)).clamp_min_(0)
     size = _SIZES[norm](weight, room, gain.double().abs() / most[:, 0].double())
     return size.mul_(way).reshape(x.shape)

@@ -93,7 +93,7 @@ def test_a_random_start_is_random_and_its_own(model: nn.Module, x: Tensor) -> No
 def test_the_default_step_size_follows_the_threat_and_the_given_one_does_not() -> None:
     assert PGD(steps=10).resolve(Threat("linf", 0.2)).step_size == pytest.approx(0.05)
     assert PGD(steps=10, step_size=0.01).resolve(Threat("linf", 0.2)).step_size == 0.01
-    assert PGD(steps=10).resolve(Threat("l1", 12)).step_size == 12
+    assert PGD(steps=10).resolve(Threat("l1", 12)).step_size == 6
     assert PGD().resolve(Threat("linf", 0.0)) == PGD()
 
 

@@ -115,7 +115,8 @@ def test_it_stays_in_the_box_and_goes_as_near_as_that_allows(case: tuple[str, Te
     sign = gain.double().sign().unsqueeze(1) * normal.double()
     most = (sign.abs() * torch.where(sign > 0, 1 - x.double(), x.double())).sum(1)
     wanted = torch.minimum(gain.double().abs(), most)
-    scale = 1e-5 * most + 1e-30
+    # Pixels of no more than 1e-7 of the largest slope stay where they are.
+    scale = 1e-5 * most + 1.01e-7 * x.shape[1] * normal.double().abs().amax(1) + 1e-30
     assert bool(((_gained(change, normal).abs() - wanted).abs() <= scale + 1e-5 * wanted).all())
 
 
@@ -134,6 +135,12 @@ def test_another_box_and_a_gain_of_either_precision(dtype: torch.dtype) -> None:
     x, normal = torch.tensor([[-0.5, 2.0]]), torch.tensor([[1.0, -1.0]])
     change = to_hyperplane("l1", x, normal, torch.tensor([4.0], dtype=dtype), low=-1.0, high=2.0)
     torch.testing.assert_close(change, torch.tensor([[2.5, -1.5]]))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_out_of_reach_nothing_moves_for_nothing(norm: str) -> None:
+    change = to_hyperplane(norm, torch.full((1, 3), 0.5), torch.tensor([[1.0, 1e-9, -0.5]]), torch.tensor([10.0]))
+    torch.testing.assert_close(change, torch.tensor([[0.5, 0.0, -0.5]]))
 
 
 def test_an_unknown_norm_is_refused() -> None:

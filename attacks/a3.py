@@ -116,7 +116,7 @@ class A3(Attack):
                 signs += w[new].gather(1, places).double().sum(0)
             fallen = state.hope > 0
         hopes = state.hope[~fallen].sort(descending=True).values
-        bars = torch.full((len(_ROUNDS),), -torch.inf, device=hopes.device)
+        bars = torch.full((len(_ROUNDS),), torch.finfo(hopes.dtype).min, device=hopes.device)
         for which, (share, _, _) in enumerate(_ROUNDS):
             kept = max(math.ceil(share * len(hopes)), min(self.least, begun))
             if kept < len(hopes):

@@ -83,7 +83,7 @@ def test_an_interrupt_of_a_training_is_130_and_keeps_no_half_network(
     from robustbench_lite import training
 
     def interrupted(*arguments: object, **options: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setenv("RBL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training.Trainer, "_step", interrupted)

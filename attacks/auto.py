@@ -55,20 +55,22 @@ class Auto(Portfolio):
                 Part(APGDT(steps=20, classes=2), hope=0.5),
                 Part(polish, hope=0.3, warm=True),
             )
-        search = Square(steps=250, proposals=8, share=0.3, random_start=False)
+        search = Square(steps=40, proposals=16, share=0.3, random_start=False)
         standard = (
             Part(ascent),
-            Part(Square(steps=100)),
+            Part(Square(steps=40, proposals=2)),
             Part(APGDT(steps=20, classes=3), hope=0.6),
-            Part(Square(steps=150, proposals=2), hope=0.4),
+            Part(Square(steps=60, proposals=4), hope=0.4),
             Part(polish, hope=0.4, warm=True),
             Part(search, hope=0.25, warm=True),
             Part(polish, hope=0.25, warm=True),
-            Part(APGDT(steps=60, classes=4), hope=0.1),
-            Part(Square(steps=400, proposals=8), hope=0.15),
+            Part(Square(steps=100, proposals=16), hope=0.15),
             Part(polish, hope=0.15, warm=True),
-            Part(replace(search, proposals=16), hope=0.1, warm=True),
+            Part(APGDT(steps=60, classes=4), hope=0.1),
+            Part(replace(search, steps=100, proposals=32), hope=0.1, warm=True),
             Part(polish, hope=0.1, warm=True),
+            Part(Square(steps=100, proposals=32), hope=0.06),
+            Part(polish, hope=0.06, warm=True),
         )
         if self.effort == "standard":
             return standard

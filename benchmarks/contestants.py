@@ -18,7 +18,10 @@ Run = Callable[[], Tensor | None]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to attack: `run` takes no argument and gives the adversarial images, or None for the floor."""
+    """A way to attack: `run` takes no argument and gives the adversarial images, or None for the floor.
+
+    kind: "floor", "ours", "peer" (the best of them is what others are compared with) or "other".
+    """
 
     name: str
     run: Run

@@ -13,6 +13,7 @@ from .contestants import Contestant, Run
 from .parts import Part
 
 REFERENCE = "torchattacks AutoAttack"
+STEPS = 100  # of each gradient attack, in the paper
 
 
 def _ours(part: Part, attack: str, **options: object) -> Run:
@@ -32,19 +33,24 @@ def _ours(part: Part, attack: str, **options: object) -> Run:
     return run
 
 
-def _torchattacks(part: Part) -> Run:
+def _torchattacks(part: Part, steps: int | None) -> Run:
+    """The other library's, as shipped (10 steps of each gradient attack) or with as many as the paper has."""
     import torchattacks
 
     name = {"linf": "Linf", "l2": "L2"}[part.norm]
     attack = torchattacks.AutoAttack(part.network, norm=name, eps=part.eps, version="standard", n_classes=10, seed=0)
+    for inner in attack._autoattack.attacks:
+        if steps is not None and hasattr(inner, "steps"):
+            inner.steps = steps
     return lambda: torch.cat([attack(x, y) for x, y in part.batches()])
 
 
 def portfolios(part: Part, note: Callable[[str], None], *, peers: bool = True) -> Iterator[Contestant]:
-    """The reference where it is installed, our `autoattack`, and `auto` by effort."""
+    """The other library's where it is installed, our `autoattack`, and `auto` by effort."""
     if peers:
         try:
-            yield Contestant(REFERENCE, _torchattacks(part), "peer")
+            yield Contestant(f"{REFERENCE}, {STEPS} steps", _torchattacks(part, STEPS), "peer")
+            yield Contestant(f"{REFERENCE}, as shipped", _torchattacks(part, None), "other")
         except ImportError as error:
             note(f"{REFERENCE} is left out: {error}; `make bench` installs it")
     yield Contestant("robustbench-lite autoattack", _ours(part, "autoattack"), "ours")

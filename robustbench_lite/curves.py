@@ -109,7 +109,7 @@ def save_curves(path: Path, runs: Sequence[Run]) -> None:
         axes.grid(alpha=0.25)
         if not place:
             axes.set_ylabel("robust accuracy")
-            axes.legend(fontsize=8, frameon=False, loc="lower left")
+            axes.legend(fontsize=8, frameon=False, loc="best")
     write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 

@@ -369,6 +369,9 @@ def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         part, parts = specification.shard
         share = f"{row['n']} of {specification.dataset.samples} images"
         yield "shard", f"{part} of {parts}, {share}; the accuracies come with the other shards (rbl leaderboard merge)"
+    if result.fit_forwards:
+        learned = f"{result.fit_forwards:,} forward and {result.fit_backwards:,} backward passes"
+        yield "learning", f"{learned}, once, not among those below"
     count = len(result.warnings)
     more = f", {count} warning{'s' if count > 1 else ''}" if count else ""
     style = "red" if specification.verdict.startswith("un") else "default"

@@ -151,11 +151,13 @@ class Bench:
 
     def nearest(self, rivalry: Rivalry) -> None:
         """One attack beside those of the peers, on the network that somebody else trained."""
-        from .nearest import rivals
+        from .nearest import EPS, rivals
         from .parts import robust
         from .report import NEAREST
 
-        made = replace(robust(rivalry.images, 0, self.batch_size), norm=rivalry.norm)
+        net, eps = robust(rivalry.images, 0, self.batch_size), EPS[rivalry.norm]
+        title = f"mnist-fast-at (small-cnn), MNIST test images, {rivalry.norm}, robust accuracy at {eps:g}"
+        made = replace(net, title=title, norm=rivalry.norm, eps=eps)
         field = list(rivals(rivalry, made, self.note, peers=self.peers))
         self._compare(made, field, rivalry.what, NEAREST, 0, minimal=rivalry.minimal)
 

@@ -27,9 +27,8 @@ class Auto(Portfolio):
     depends on another sample.
 
     effort: "quick", one short ascent, a short search and a second ascent for the hopeful; "standard"; "exhaustive",
-    which after the standard parts gives nobody up and goes on with nine classes aimed at in turn, 100 steps each,
-    and 5,000 queries of random search, as the reference does. `calls` says what each costs at most; most samples
-    cost far less.
+    which before it gives anybody up aims at nine classes in turn, 100 steps each, and asks 5,000 queries of random
+    search, as the reference does. `calls` says what each costs at most; most samples cost far less.
     """
 
     name: ClassVar[str] = "auto"
@@ -74,4 +73,5 @@ class Auto(Portfolio):
         )
         if self.effort == "standard":
             return standard
-        return (*standard, Part(APGDT()), Part(Square()))
+        # Whoever is given up comes back no more: so what is for all stands before.
+        return (*standard[:2], Part(APGDT()), Part(Square()), *standard[2:])

@@ -102,6 +102,28 @@ def test_the_hopeless_are_given_up_and_the_near_are_not() -> None:
     assert rows.forwards[0] < 0.1 * most[0] and rows.forwards[1] > 5 * rows.forwards[0]
 
 
+@pytest.mark.parametrize("effort", ["quick", "standard", "exhaustive"])
+def test_what_stands_costs_no_less_than_was_said(effort: str) -> None:
+    """Whoever is given up leaves for good, so no part for all may come after one that gives up."""
+
+    class Still(nn.Module):
+        """Right by a margin that nothing brings down far enough."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            gap = 1 + 0.1 * x.flatten(1).mean(1)
+            return torch.stack([gap, -gap], 1)
+
+    x, y = torch.full((1, 1, 8, 8), 0.5), torch.zeros(1, dtype=torch.int64)
+    options = {"effort": effort}
+    rows = rbl.evaluate(Still().eval(), x, y, attack="auto", attack_options=options, eps=0.1, checks=False).samples
+    auto = Auto(effort=effort)  # type: ignore[arg-type]
+    least, most = auto.least_calls(Threat("linf", 0.1)), auto.calls(Threat("linf", 0.1))
+    assert least is not None and most is not None
+    # APGD aims at one class where there are two; what is left over stops after its first step.
+    assert rows.forwards[0] >= (least[0] if effort != "exhaustive" else 5000)
+    assert rows.forwards[0] < most[0]
+
+
 def test_parts_of_auto_give_up_only_after_an_attack_has_said_so() -> None:
     for effort in ("quick", "standard", "exhaustive"):
         parts = [Part.of(part) for part in Auto(effort=effort).parts(Threat("linf", 0.1))]

@@ -57,6 +57,10 @@ class Ascent(Attack):
         restarts: int = getattr(self, "restarts", 1)
         return restarts
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step; a member that asks more says so."""
+        return self.steps * self.attempts, self.steps * self.attempts
+
     def resolve(self, threat: Threat) -> Self:
         """With the default step size where none is given."""
         if self.step_size is not None or not threat.eps:

@@ -20,15 +20,21 @@ class Auto(Portfolio):
     """The verdict of AutoAttack (Croce and Hein 2020, arXiv:2003.01690) or a lower one, for a small part of its passes.
 
     The reference spends most of its passes on samples that no attack moves. Here each part is short, and goes to the
-    samples that the parts before brought near to the goal (`Part.hope`, a share of the clean margin); those whom a
-    search without gradients brought nearer than gradients did are kept whatever their margin, as gradients mislead
-    there. Later parts begin where the best of the earlier ones ended (`Part.warm`): random search from there, and a
-    short ascent from where the search ended. What a part adapts to is the sample's own margin, so that no verdict
-    depends on another sample.
+    samples that the parts before brought near to the goal (`Part.hope`, a share of the clean margin, in brackets
+    below); those whom a search without gradients brought nearer than gradients did are kept whatever their margin, as
+    gradients mislead there. Later parts begin where the best of the earlier ones ended (`Part.warm`): random search
+    from there, and a short ascent from where the search ended. Searches stop where their progress would not lead to
+    the goal (`Square.patience`). What a part adapts to is the sample's own margin, so that no verdict depends on
+    another sample.
 
-    effort: "quick", one short ascent, a short search and a second ascent for the hopeful; "standard"; "exhaustive",
-    which before it gives anybody up aims at nine classes in turn, 100 steps each, and asks 5,000 queries of random
-    search, as the reference does. `calls` says what each costs at most; most samples cost far less.
+    effort: what an image costs at most that is never fooled and never given up, `calls` says.
+    "quick": an ascent of 20 steps and 50 queries of random search for all; then apgd-t, 2 classes of 20 steps (0.5),
+    and a warm ascent (0.3).
+    "standard": an ascent of 20 steps and 80 queries for all; apgd-t, 3 classes of 20 steps (0.6); 240 queries and a
+    warm ascent (0.4); a warm search of 640 queries and an ascent (0.25); 1,600 queries and an ascent (0.15); apgd-t, 4
+    classes of 60 steps, a warm search of 3,200 and an ascent (0.1); 3,200 queries and an ascent (0.06).
+    "exhaustive": before anybody is given up it aims at nine classes in turn, 100 steps each, and asks 5,000 queries of
+    random search, as the reference does; then as standard.
     """
 
     name: ClassVar[str] = "auto"
@@ -46,7 +52,7 @@ class Auto(Portfolio):
     def parts(self, threat: Threat) -> tuple[Part, ...]:
         """As the effort says."""
         ascent = MD(steps=20, restarts=1, first_stage=0.0)
-        polish = replace(ascent, step_size=threat.eps or None, random_start=False)
+        polish = replace(ascent, step_share=1.0, random_start=False)
         if self.effort == "quick":
             return (
                 Part(ascent),
@@ -54,7 +60,7 @@ class Auto(Portfolio):
                 Part(APGDT(steps=20, classes=2), hope=0.5),
                 Part(polish, hope=0.3, warm=True),
             )
-        search = Square(steps=40, proposals=16, share=0.3, random_start=False)
+        search = Square(steps=40, proposals=16, share=0.3, random_start=False, patience=2.0)
         standard = (
             Part(ascent),
             Part(Square(steps=40, proposals=2)),
@@ -63,12 +69,12 @@ class Auto(Portfolio):
             Part(polish, hope=0.4, warm=True),
             Part(search, hope=0.25, warm=True),
             Part(polish, hope=0.25, warm=True),
-            Part(Square(steps=100, proposals=16), hope=0.15),
+            Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15),
             Part(polish, hope=0.15, warm=True),
             Part(APGDT(steps=60, classes=4), hope=0.1),
             Part(replace(search, steps=100, proposals=32), hope=0.1, warm=True),
             Part(polish, hope=0.1, warm=True),
-            Part(Square(steps=100, proposals=32), hope=0.06),
+            Part(Square(steps=100, proposals=32, patience=2.0), hope=0.06),
             Part(polish, hope=0.06, warm=True),
         )
         if self.effort == "standard":

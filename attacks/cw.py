@@ -113,6 +113,10 @@ class CW(Attack):
         """One gradient a step, every search to its last."""
         return self.steps * (self.searches or max(_SEARCHES.values()))
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step of each search."""
+        return self.length, self.length
+
     def resolve(self, threat: Threat) -> Self:
         """With the norm's number of searches."""
         return self if self.searches else replace(self, searches=_SEARCHES[threat.norm])

@@ -14,6 +14,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class DDN(Attack):
     def length(self) -> int:
         """One gradient a step, and a look at the last iterate."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step."""
+        return self.length, self.length
 
     def start(self, query: Query, batch: Batch) -> DDNState:
         """The image itself."""

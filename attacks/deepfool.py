@@ -14,7 +14,7 @@ from robustbench_lite.losses import reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
 
-_ROWS = 2048  # images of one question
+_ROWS = 2048  # gradients of one question
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DeepFool(Attack):
 
     steps: iterations at most, >= 1; a sample stops where it is fooled. overshoot: share by which the sum of the
     steps is lengthened to cross the boundary, >= 0. classes: how many wrong classes are looked at, those of the
-    highest logits at the image, >= 1. An iteration costs a gradient for each of them.
+    highest logits at the image, >= 1. An iteration costs two forward passes and a backward one for each of them.
     Departure: the iterate is kept in the box.
     """
 
@@ -85,8 +85,8 @@ class DeepFool(Attack):
 
 
 def _difference(logits: Tensor, y: Tensor, _: Tensor | None, other: Tensor) -> Tensor:
-    """The logit of a class above that of the label."""
-    return (logits.gather(1, other.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1)))[:, 0]
+    """The logits of classes (M, L) above that of the label."""
+    return logits.gather(1, other) - logits.gather(1, y.unsqueeze(1))
 
 
 def _parts(rows: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -97,12 +97,9 @@ def _parts(rows: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _nearest(query: Query, batch: Batch, x: Tensor, rows: Tensor, order: Tensor) -> Tensor:
     """The step of each sample at `rows` to its nearest linear boundary with a class of `order` (M, L)."""
-    count = order.shape[1]
-    many = rows.repeat_interleave(count)
-    answer = query.gradient(x[many], _difference, order.flatten(), rows=many)
-    gap = _difference(answer.logits, batch.y[many], None, order.flatten())
-    slope = answer.gradient.flatten(1).double().reshape(len(rows), count, -1)
-    gap = gap.double().abs().reshape(len(rows), count)
+    answer = query.gradient(x[rows], _difference, order, rows=rows)
+    gap = _difference(answer.logits, batch.y[rows], None, order).double().abs()
+    slope = answer.gradient.flatten(2).double()
     dual = slope.abs().sum(2) if batch.ball.norm == "linf" else slope.square().sum(2).sqrt()
     best = (gap / dual.clamp_min(1e-300)).argmin(1)
     at = torch.arange(len(rows), device=rows.device)

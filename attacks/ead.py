@@ -13,6 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 _RULES = ("L1", "EN")
 
@@ -83,6 +84,10 @@ class EAD(Attack):
     def length(self) -> int:
         """One gradient a step, every search to its last."""
         return self.steps * self.searches
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step of each search."""
+        return self.length, self.length
 
     def start(self, query: Query, batch: Batch) -> EADState:
         """The image itself."""

@@ -14,6 +14,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
@@ -63,6 +64,10 @@ class FMN(Attack):
     def length(self) -> int:
         """One gradient a step."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step."""
+        return self.length, self.length
 
     def start(self, query: Query, batch: Batch) -> FMNState:
         """The image itself, in a ball of no size yet, or in l0 of one number."""

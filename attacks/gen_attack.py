@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_lite.attack import Access, Attack, Batch, State
-from robustbench_lite.errors import UserError
-from robustbench_lite.losses import get_loss
+from robustbench_lite.attack import Batch, State
 from robustbench_lite.query import Query
 from robustbench_lite.rows import take
 from robustbench_lite.threat import Ball, Threat
+
+from .scores import ScoreSearch, above_zero, at_least, fraction, scores_of_each
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class GenAttackState(State):
 
 
 @dataclass(frozen=True)
-class GenAttack(Attack):
+class GenAttack(ScoreSearch):
     """A genetic algorithm in the ball (Alzantot et al. 2019, arXiv:1805.11090, algorithm 1).
 
     The fittest member lives on. Each other of the next generation is a child of two parents, drawn with the softmax of
@@ -51,7 +51,6 @@ class GenAttack(Attack):
     name: ClassVar[str] = "gen-attack"
     summary: ClassVar[str] = "genetic algorithm over noise in the ball"
     source: ClassVar[str] = "Alzantot et al. 2019, arXiv:1805.11090"
-    access: ClassVar[Access] = "score"
     norms: ClassVar[tuple[str, ...]] = ("linf",)
 
     steps: int = 2000
@@ -60,28 +59,12 @@ class GenAttack(Attack):
     mutation_range: float = 1.0
     adaptive: bool = False
     patience: int = 100
-    restarts: int = 1
-    loss: str = "ce"
 
     def __post_init__(self) -> None:
-        get_loss(self.loss)
-        for name, least in (("steps", 1), ("restarts", 1), ("population", 2), ("patience", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if not 0 < self.mutation_rate <= 1:
-            raise UserError(f"mutation_rate must be in (0, 1], got {self.mutation_rate:g}")
-        if not self.mutation_range > 0:
-            raise UserError(f"mutation_range must be > 0, got {self.mutation_range:g}")
-
-    @property
-    def length(self) -> int:
-        """One generation a step."""
-        return self.steps
-
-    @property
-    def attempts(self) -> int:
-        """The restarts."""
-        return self.restarts
+        super().__post_init__()
+        at_least(self, population=2, patience=1)
+        fraction(self, "mutation_rate")
+        above_zero(self, "mutation_range")
 
     def calls(self, threat: Threat) -> tuple[int, int]:
         """The first population, then all but the fittest a step."""
@@ -133,10 +116,10 @@ class GenAttack(Attack):
         return (0.5 * shrunk).clamp_min(0.1), (0.4 * shrunk).clamp_min(0.15)
 
     def _fitness(self, query: Query, batch: Batch, members: Tensor) -> Tensor:
-        rows = torch.arange(len(members), device=members.device).repeat_interleave(members.shape[1])
-        targets = None if batch.targets is None else batch.targets[rows]
-        logits = query.logits(members.flatten(0, 1), rows=rows)
-        return get_loss(self.loss)(logits, batch.y[rows], targets).reshape(members.shape[:2])
+        def image(rows: Tensor, numbers: Tensor) -> Tensor:
+            return members[rows, numbers]
+
+        return scores_of_each(query, batch, image, each=members.shape[1], loss=self.loss)
 
 
 def _legal(ball: Ball, members: Tensor) -> Tensor:

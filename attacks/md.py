@@ -27,8 +27,8 @@ class MD(Attack):
     second stage of both raises their difference. Each restart begins at a random point of the ball.
     steps: gradient steps of a restart, >= 1. first_stage: share of them in the first stage, in [0, 1]. restarts: tried
     until one succeeds, >= 1; two for each term once. step_size: of the first step, in pixels of [0, 1], > 0;
-    default 2 eps. It falls to 0 over each stage as a cosine, by (1 + cos(pi k / K)) / 2. random_start: else each
-    restart begins at the image (in a portfolio, where the parts before it ended).
+    default `step_share` times eps, > 0. It falls to 0 over each stage as a cosine, by (1 + cos(pi k / K)) / 2.
+    random_start: else each restart begins at the image (in a portfolio, where the parts before it ended).
     With a class aimed at, its logit stands for z_max and the largest other one for z_y.
     Departures: the authors' code begins with one step up z_y, left out here; norms other than linf step along the
     steepest direction in them.
@@ -42,6 +42,7 @@ class MD(Attack):
     restarts: int = 2
     first_stage: float = 0.5
     step_size: float | None = None
+    step_share: float = 2.0
     random_start: bool = True
 
     def __post_init__(self) -> None:
@@ -52,6 +53,8 @@ class MD(Attack):
             raise UserError(f"first_stage must be in [0, 1], got {self.first_stage:g}")
         if self.step_size is not None and not self.step_size > 0:
             raise UserError(f"step_size must be > 0, got {self.step_size:g}")
+        if not self.step_share > 0:
+            raise UserError(f"step_share must be > 0, got {self.step_share:g}")
 
     @property
     def length(self) -> int:
@@ -84,7 +87,7 @@ class MD(Attack):
         gradient = query.gradient(state.candidate, self.parts, part).gradient
         k = torch.where(second, batch.step - change, batch.step).double()
         length = torch.where(second, self.steps - change, max(1, change)).double()
-        first = 2 * batch.ball.eps if self.step_size is None else self.step_size
+        first = self.step_share * batch.ball.eps if self.step_size is None else self.step_size
         step_size = first * (0.5 + 0.5 * torch.cos(math.pi * k / length)).float()
         return State(batch.ball.ascend(state.candidate, gradient, step_size))
 

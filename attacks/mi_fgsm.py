@@ -11,6 +11,7 @@ from torch import Tensor
 from robustbench_lite.attack import Batch
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 from .ascent import AscentState, MomentumAscent
 
@@ -65,6 +66,11 @@ class SINIFGSM(MomentumAscent):
         super().__post_init__()
         if self.scales < 1:
             raise UserError(f"scales must be >= 1, got {self.scales}")
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient of each copy a step."""
+        forwards, backwards = super().calls(threat)
+        return self.scales * forwards, self.scales * backwards
 
     def point(self, batch: Batch, state: AscentState) -> Tensor:
         """Ahead along the velocity."""

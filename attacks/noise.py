@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from robustbench_lite.attack import Access, Attack, Batch, State
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Noise(Attack):
     def attempts(self) -> int:
         """The draws."""
         return self.restarts
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """It asks nothing."""
+        return 0, 0
 
     def start(self, query: Query, batch: Batch) -> State:
         """The random image."""

@@ -8,14 +8,14 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from robustbench_lite.attack import Access, Attack, Batch, State
+from robustbench_lite.attack import Batch, State
 from robustbench_lite.errors import UserError, unknown_name
-from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import take
 from robustbench_lite.threat import Ball, Threat
 
-_AT_ONCE = 2048  # images of one call, about
+from .scores import ScoreSearch, above_zero, at_least, scores_of_each
+
 _BASES = ("best", "random")
 
 
@@ -28,7 +28,7 @@ class OnePixelState(State):
 
 
 @dataclass(frozen=True)
-class OnePixel(Attack):
+class OnePixel(ScoreSearch):
     """Differential evolution of a few pixels (Su et al. 2019, arXiv:1710.08864, section III).
 
     A member of the population is, for each pixel, its place and its colour. A step makes a child of each: a + weight
@@ -47,38 +47,19 @@ class OnePixel(Attack):
     name: ClassVar[str] = "one-pixel"
     summary: ClassVar[str] = "few pixels painted, found by differential evolution"
     source: ClassVar[str] = "Su et al. 2019, arXiv:1710.08864"
-    access: ClassVar[Access] = "score"
     norms: ClassVar[tuple[str, ...]] = ("l0",)
 
-    steps: int = 100
     population: int = 400
     weight: float = 0.5
     base: Literal["best", "random"] = "best"
     pixels: int | None = None
-    restarts: int = 1
-    loss: str = "ce"
 
     def __post_init__(self) -> None:
-        get_loss(self.loss)
-        for name, least in (("steps", 1), ("restarts", 1), ("population", 4)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if not self.weight > 0:
-            raise UserError(f"weight must be > 0, got {self.weight:g}")
+        super().__post_init__()
+        at_least(self, population=4, pixels=1)
+        above_zero(self, "weight")
         if self.base not in _BASES:
             raise unknown_name("base", self.base, _BASES)
-        if self.pixels is not None and self.pixels < 1:
-            raise UserError(f"pixels must be >= 1, got {self.pixels}")
-
-    @property
-    def length(self) -> int:
-        """One generation a step."""
-        return self.steps
-
-    @property
-    def attempts(self) -> int:
-        """The restarts."""
-        return self.restarts
 
     def calls(self, threat: Threat) -> tuple[int, int]:
         """The first population, then one child of each member a step."""
@@ -125,22 +106,18 @@ class OnePixel(Attack):
         other[..., 2:].mul_(width).add_(low)
         return self._judged(query, batch, torch.where(child == self._legal(child, batch.ball), child, other), state)
 
-    def _judged(self, query: Query, batch: Batch, members: Tensor, old: OnePixelState | None) -> OnePixelState:
+    def _judged(self, query: Query, batch: Batch, proposed: Tensor, old: OnePixelState | None) -> OnePixelState:
         """The better of each old member and its child, and the image of the best."""
-        count = len(batch.y)
-        index = torch.arange(count * self.population, device=members.device)
-        found = []
-        for part in torch.split(index, _AT_ONCE):
-            rows = part // self.population
-            images = self._painted(take(batch.ball, rows), members.flatten(0, 1)[part])
-            targets = None if batch.targets is None else batch.targets[rows]
-            found.append(get_loss(self.loss)(query.logits(images, rows=rows), batch.y[rows], targets))
-        loss = torch.cat(found).reshape(count, self.population)
+
+        def image(rows: Tensor, numbers: Tensor) -> Tensor:
+            return self._painted(take(batch.ball, rows), proposed[rows, numbers])
+
+        loss, members = scores_of_each(query, batch, image, each=self.population, loss=self.loss), proposed
         if old is not None:
             better = loss > old.loss
             members = torch.where(better[:, :, None, None], members, old.population)
             loss = torch.where(better, loss, old.loss)
-        best = members[torch.arange(count, device=members.device), loss.argmax(1)]
+        best = members[torch.arange(len(members), device=members.device), loss.argmax(1)]
         return OnePixelState(self._painted(batch.ball, best), members, loss)
 
     @staticmethod

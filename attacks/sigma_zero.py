@@ -14,6 +14,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 _MEAN, _SQUARE = 0.9, 0.999  # Adam's rates of decay
 
@@ -64,6 +65,10 @@ class SigmaZero(Attack):
     def length(self) -> int:
         """One gradient a step, and a look at the last iterate."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step."""
+        return self.length, self.length
 
     def start(self, query: Query, batch: Batch) -> SigmaZeroState:
         """The image itself."""

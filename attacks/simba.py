@@ -10,13 +10,14 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from robustbench_lite.attack import Access, Attack, Batch, State
-from robustbench_lite.errors import UserError, unknown_name
-from robustbench_lite.losses import get_loss
+from robustbench_lite.attack import Batch, State
+from robustbench_lite.errors import unknown_name
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
 from robustbench_lite.threat import Threat
+
+from .scores import ScoreSearch, above_zero, fraction, scores
 
 BASES = ("pixel", "dct")
 
@@ -30,7 +31,7 @@ class SimBAState(State):
 
 
 @dataclass(frozen=True)
-class SimBA(Attack):
+class SimBA(ScoreSearch):
     """Steps along directions of a basis, in random order, each tried both ways (Guo et al. 2019, arXiv:1905.07121).
 
     steps: directions tried, each for one query, or two where the first does not raise the loss (algorithm 1), >= 1.
@@ -48,37 +49,19 @@ class SimBA(Attack):
     name: ClassVar[str] = "simba"
     summary: ClassVar[str] = "random directions of a basis, kept where the score falls"
     source: ClassVar[str] = "Guo et al. 2019, arXiv:1905.07121"
-    access: ClassVar[Access] = "score"
     norms: ClassVar[tuple[str, ...]] = ("l2", "linf")
 
     steps: int = 5000
     basis: Literal["pixel", "dct"] = "pixel"
     step_size: float | None = None
     share: float = 1 / 8
-    restarts: int = 1
-    loss: str = "ce"
 
     def __post_init__(self) -> None:
-        get_loss(self.loss)
-        for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        super().__post_init__()
         if self.basis not in BASES:
             raise unknown_name("basis", self.basis, BASES)
-        if self.step_size is not None and not self.step_size > 0:
-            raise UserError(f"step_size must be > 0, got {self.step_size:g}")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share must be in (0, 1], got {self.share:g}")
-
-    @property
-    def length(self) -> int:
-        """One direction a step."""
-        return self.steps
-
-    @property
-    def attempts(self) -> int:
-        """The restarts."""
-        return self.restarts
+        above_zero(self, "step_size")
+        fraction(self, "share")
 
     def calls(self, threat: Threat) -> tuple[int, int]:
         """One at the start, then two a step where neither way helps."""
@@ -93,7 +76,7 @@ class SimBA(Attack):
     def start(self, query: Query, batch: Batch) -> SimBAState:
         """The image, and a first order of the directions."""
         x = batch.origin.clone()
-        return SimBAState(x, self._loss(query, batch, x, None), self._order(batch.stream, batch.step, x))
+        return SimBAState(x, scores(query, batch, x, loss=self.loss), self._order(batch.stream, batch.step, x))
 
     def step(self, query: Query, batch: Batch, state: SimBAState) -> SimBAState:  # type: ignore[override]
         """One direction, forward, and where that does not help backward."""
@@ -110,17 +93,11 @@ class SimBA(Attack):
                 break
             way = self._direction(which[rows], x) * per_row(sign * size[rows], x)
             moved = take(batch.ball, rows).project(x[rows] + way)
-            found = self._loss(query, batch, moved, rows)
+            found = scores(query, batch, moved, loss=self.loss, rows=rows)
             better = found > loss[rows]
             x, loss = x.index_copy(0, rows[better], moved[better]), loss.index_copy(0, rows[better], found[better])
             rows = rows[~better]
         return SimBAState(x, loss, order)
-
-    def _loss(self, query: Query, batch: Batch, x: Tensor, rows: Tensor | None) -> Tensor:
-        y, targets = batch.y, batch.targets
-        if rows is not None:
-            y, targets = y[rows], None if targets is None else targets[rows]
-        return get_loss(self.loss)(query.logits(x, rows=rows), y, targets)
 
     def _order(self, stream: Stream, step: Tensor, x: Tensor) -> Tensor:
         """A random order of all directions, for `dct` those of low frequencies first, (N, C H W) int32."""

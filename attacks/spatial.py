@@ -12,6 +12,7 @@ from robustbench_lite.attack import Access, Attack, Batch, State
 from robustbench_lite.errors import UserError
 from robustbench_lite.filters import moved
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Spatial(Attack):
     def length(self) -> int:
         """The transformations."""
         return self.k if self.method == "worst-of-k" else self.shifts**2 * self.angles
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A label for each transformation."""
+        return self.length, 0
 
     def start(self, query: Query, batch: Batch) -> State:
         """The image itself."""

@@ -22,9 +22,13 @@ _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 @dataclass(frozen=True)
 class SquareState(State):
-    """`loss`: (N,), at the candidate, which is the best image so far."""
+    """`loss`: (N,), at the candidate, which is the best image so far; `seen`: (N,), what it was when progress was
+    last looked at, and `rate`: (N,), by how much it rose a step before that.
+    """
 
     loss: Tensor
+    seen: Tensor
+    rate: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Square(Attack):
     4). restarts: runs with other random numbers. proposals: queries of a step, >= 1, of which the best counts; 1 is
     the paper's, and where few are accepted several cost no more queries and fewer steps. random_start: else each
     begins at the image (in a portfolio, where the parts before it ended). loss: `margin`, the paper's for any wrong
-    class, or `ce`, which it takes with a class aimed at; default the paper's.
+    class, or `ce`, which it takes with a class aimed at; default the paper's. patience: every eighth of the steps but
+    the first a sample is given up whose margin, rising from now on `patience` times as fast as in the last eighth,
+    would not reach the goal; > 0, for `margin` only; default None, nobody is.
     linf (algorithm 2): the first image has vertical stripes, one sign a column and channel; a step repaints one
     square, one sign a channel. One that would change nothing is repainted with all signs turned.
     l2 (algorithm 3): the first image is tiled with bumps; a step empties one square and puts what it held, and
@@ -60,6 +66,7 @@ class Square(Attack):
     proposals: int = 1
     random_start: bool = True
     loss: str | None = None
+    patience: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "proposals"):
@@ -69,6 +76,8 @@ class Square(Attack):
             raise UserError(f"share must be in (0, 1], got {self.share:g}")
         if self.loss is not None:
             get_loss(self.loss)
+        if self.patience is not None and not (self.patience > 0 and self.loss in (None, "margin")):
+            raise UserError(f"patience must be > 0 and the loss margin, got {self.patience:g} and {self.loss}")
 
     @property
     def length(self) -> int:
@@ -90,25 +99,47 @@ class Square(Attack):
             x = batch.origin.clone()
         else:
             x = _stripes(batch) if isinstance(batch.ball, LinfBall) else _tiles(batch)
-        return SquareState(x, self._loss(query, batch, x))
+        loss = self._loss(query, batch, x)
+        return SquareState(x, loss, loss.clone(), torch.full_like(loss, torch.inf))
+
+    def finished(self, batch: Batch, state: SquareState) -> Tensor | None:  # type: ignore[override]
+        """Who shows too little progress to arrive."""
+        if self.patience is None or batch.targets is not None:
+            return None
+        missing = -state.loss / (self.steps - batch.step).clamp_min(1)
+        return self._looks(batch.step) & (batch.step > self._window) & (self.patience * state.rate < missing)
+
+    @property
+    def _window(self) -> int:
+        return max(1, self.steps // 8)
+
+    def _looks(self, step: Tensor) -> Tensor:
+        """Whether progress is looked at after so many steps."""
+        return step % self._window == 0
 
     def step(self, query: Query, batch: Batch, state: SquareState) -> SquareState:  # type: ignore[override]
         """One square changed, and kept where that raises the loss; of several proposals the best."""
-        linf, channels = isinstance(batch.ball, LinfBall), state.candidate.shape[1]
-        numbers = (2 if linf else 5) + channels
-        change = self._repainted if linf else self._refilled
-        if self.proposals == 1:
-            drawn = batch.stream.uniform((numbers,), draw=batch.step)
-            x = change(batch.ball, drawn, batch.step, state.candidate)
-            loss = self._loss(query, batch, x)
+        best, several = state.candidate, self.proposals > 1
+        linf = isinstance(batch.ball, LinfBall)
+        rows = torch.arange(len(best), device=best.device).repeat_interleave(self.proposals)
+        numbers = (2 if linf else 5) + best.shape[1]
+        drawn = batch.stream.uniform((self.proposals, numbers), draw=batch.step).flatten(0, 1)
+        if linf:
+            x = self._repainted(batch, rows, drawn, best)
+        elif several:
+            x = self._refilled(take(batch.ball, rows), drawn, batch.step[rows], best[rows])
         else:
-            rows = torch.arange(len(batch.y), device=batch.y.device).repeat_interleave(self.proposals)
-            drawn = batch.stream.uniform((self.proposals, numbers), draw=batch.step).flatten(0, 1)
-            x = change(take(batch.ball, rows), drawn, batch.step[rows], state.candidate[rows])
-            loss, which = self._loss(query, batch, x, rows).reshape(-1, self.proposals).max(1)
-            x = x[rows[:: self.proposals] * self.proposals + which]
+            x = self._refilled(batch.ball, drawn, batch.step, best)
+        loss = self._loss(query, batch, x, rows if several else None)
+        loss, which = loss.reshape(-1, self.proposals).max(1)
         better = loss > state.loss
-        return SquareState(torch.where(per_row(better, x), x, state.candidate), torch.where(better, loss, state.loss))
+        # Few are: a choice over all images takes as long as a small network.
+        won = better.nonzero()[:, 0]
+        if len(won):
+            best = best.index_copy(0, won, x.index_select(0, won * self.proposals + which[won]))
+        loss, look = torch.where(better, loss, state.loss), self._looks(batch.step + 1)
+        rate = torch.where(look, (loss - state.seen) / self._window, state.rate)
+        return SquareState(best, loss, torch.where(look, loss, state.seen), rate)
 
     def _loss(self, query: Query, batch: Batch, x: Tensor, rows: Tensor | None = None) -> Tensor:
         loss = get_loss(self.loss or ("margin" if batch.targets is None else "ce"))
@@ -122,17 +153,28 @@ class Square(Attack):
         sides = _sides(self.share, height, width, step.device)
         return sides[_times_halved(self.steps, step.device)[step]]
 
-    def _repainted(self, ball: Ball, drawn: Tensor, step: Tensor, best: Tensor) -> Tensor:
-        """Algorithm 2: the best image with a square at the ball's upper or lower bound in each channel."""
-        assert isinstance(ball, LinfBall)
-        channels, height, width = best.shape[1:]
-        side = self._side(step, height, width)
-        inside = (_span(drawn[:, 0], side, height).unsqueeze(2) & _span(drawn[:, 1], side, width).unsqueeze(1))[:, None]
-        up = (drawn[:, 2:] < 0.5).reshape(-1, channels, 1, 1)
-        x = torch.where(inside, torch.where(up, ball.upper, ball.lower), best)
-        same = (x == best).flatten(1).all(1)
-        turned = torch.where(up, ball.lower, ball.upper)
-        return torch.where(inside & per_row(same, x), turned, x) if same.any() else x
+    def _repainted(self, batch: Batch, rows: Tensor, drawn: Tensor, best: Tensor) -> Tensor:
+        """Algorithm 2: the best images at `rows` with a square at the ball's upper or lower bound in each channel.
+
+        Nothing but the squares is looked at: with whole images a step takes as long as a small network.
+        """
+        assert isinstance(batch.ball, LinfBall)
+        _, channels, height, width = best.shape
+        place = _square(drawn, self._side(batch.step, height, width)[rows], height, width)
+        planes = torch.arange(best.numel() // (height * width), device=rows.device).reshape(-1, channels, 1)
+        index = planes[rows] * (height * width) + place.unsqueeze(1)
+        lower, upper, now = (
+            image.flatten().index_select(0, index.flatten()).reshape(index.shape)
+            for image in (batch.ball.lower, batch.ball.upper, best)
+        )
+        up = drawn[:, 2:].unsqueeze(2) < 0.5
+        colour = _either(up, upper, lower)
+        same = (colour == now).flatten(1).all(1)
+        if same.any():
+            colour = _either(up ^ per_row(same, up), upper, lower)
+        x = best.index_select(0, rows)
+        x.flatten(2).scatter_(2, place.unsqueeze(1).expand(index.shape), colour)
+        return x
 
     def _refilled(self, ball: Ball, drawn: Tensor, step: Tensor, best: Tensor) -> Tensor:
         """Algorithm 3: one square emptied into another, with what is left of the ball's budget."""
@@ -253,10 +295,23 @@ def _place(drawn: Tensor, side: Tensor, length: int) -> Tensor:
     return torch.arange(length, device=drawn.device) - first
 
 
-def _span(drawn: Tensor, side: Tensor, length: int) -> Tensor:
-    """Which of `length` places lie within `side` of a first one that `drawn` in [0, 1) picks, (N, length) bool."""
-    place = _place(drawn, side, length)
-    return (place >= 0) & (place < side.unsqueeze(1))
+def _square(drawn: Tensor, side: Tensor, height: int, width: int) -> Tensor:
+    """Where in an image's plane the square is whose corner `drawn` (N, 2 or more) picks, (N, P) int64.
+
+    P is the number of pixels of the largest; of a smaller square some come several times.
+    """
+    along = torch.arange(int(side.max()), device=side.device).minimum((side - 1).unsqueeze(1))
+    down, across = (
+        torch.floor(drawn[:, axis].double() * (length - side + 1)).long().unsqueeze(1) + along
+        for axis, length in enumerate((height, width))
+    )
+    return ((down * width).unsqueeze(2) + across.unsqueeze(1)).flatten(1)
+
+
+def _either(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """One where `first`, else the other, of finite numbers: as products many times as fast as by `where`."""
+    weight = first.to(one.dtype)
+    return (one * weight).addcmul_(other, 1 - weight)
 
 
 def _window(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:

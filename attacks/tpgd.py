@@ -10,6 +10,7 @@ from torch import Tensor
 from robustbench_lite.attack import Batch
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 from .ascent import Ascent, AscentState
 
@@ -44,6 +45,11 @@ class TPGD(Ascent):
         super().__post_init__()
         if not self.noise >= 0:
             raise UserError(f"noise must be >= 0, got {self.noise:g}")
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step, and the logits of the image at each start."""
+        forwards, backwards = super().calls(threat)
+        return forwards + self.attempts, backwards
 
     def begin(self, batch: Batch) -> Tensor:
         """Next to the image."""

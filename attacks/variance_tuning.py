@@ -13,6 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import take
+from robustbench_lite.threat import Threat
 
 from .ascent import AscentState, MomentumAscent
 
@@ -52,6 +53,11 @@ class VMIFGSM(MomentumAscent):
             raise UserError(f"neighbours must be >= 1, got {self.neighbours}")
         if not self.radius > 0:
             raise UserError(f"radius must be > 0, got {self.radius:g}")
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A gradient a step, and one at each neighbour in all but the last."""
+        asked = (self.steps + self.neighbours * (self.steps - 1)) * self.attempts
+        return asked, asked
 
     def start(self, query: Query, batch: Batch) -> VarianceState:
         """Where it begins, at rest."""

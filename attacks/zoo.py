@@ -10,13 +10,11 @@ from torch import Tensor
 
 from robustbench_lite.attack import Access, Attack, Batch, State
 from robustbench_lite.errors import UserError
-from robustbench_lite.losses import margin
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
 from robustbench_lite.threat import Threat
 
-_AT_ONCE = 2048  # images of one call, about
-_MEAN, _SQUARE = 0.9, 0.999  # how much of the past Adam's two averages keep
+from .scores import above_zero, adam, at_least, scores, scores_of_each
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,8 @@ class ZOO(Attack):
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "searches", "coordinates"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("c", "delta", "step_size"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be > 0, got {getattr(self, name):g}")
+        at_least(self, steps=1, searches=1, coordinates=1)
+        above_zero(self, "c", "delta", "step_size")
         if not self.confidence >= 0:
             raise UserError(f"confidence must be >= 0, got {self.confidence:g}")
 
@@ -105,7 +99,7 @@ class ZOO(Attack):
         """A look at the iterate, and some of its numbers moved."""
         state = self._next_search(batch, state)
         image, ball = state.image, batch.ball
-        gain = margin(query.logits(image), batch.y, batch.targets)
+        gain = scores(query, batch, image, loss="margin")
         there = (gain > 0) & (gain >= self.confidence)
         distance = ball.distance(image)
         nearer = there & (distance < state.nearest)
@@ -118,10 +112,10 @@ class ZOO(Attack):
         slope = 2 * (now - ball.x.flatten(1).gather(1, which)).double()
         slope += state.const.unsqueeze(1) * self._slope(query, batch, flat, which)
         times = state.count.gather(1, which) + 1
-        mean = _MEAN * state.mean.gather(1, which) + (1 - _MEAN) * slope
-        square = _SQUARE * state.square.gather(1, which) + (1 - _SQUARE) * slope.square()
-        rate = self.step_size * torch.sqrt(1 - _SQUARE ** times.double()) / (1 - _MEAN ** times.double())
-        moved = (now - rate * mean / (square.sqrt() + 1e-8)).float().clamp(ball.low, ball.high)
+        mean, square, way = adam(
+            state.mean.gather(1, which), state.square.gather(1, which), slope, count=times, rate=self.step_size
+        )
+        moved = (now - way).float().clamp(ball.low, ball.high)
         return ZOOState(
             candidate,
             nearest,
@@ -140,16 +134,13 @@ class ZOO(Attack):
         ball, count = batch.ball, which.shape[1]
         now = flat.gather(1, which)
         ends = torch.stack([now + self.delta, now - self.delta], 2).clamp(ball.low, ball.high)
-        found = []
-        for part in torch.split(torch.arange(which.numel() * 2, device=flat.device), _AT_ONCE):
-            rows = part // (2 * count)
-            place = which.flatten()[part // 2].unsqueeze(1)
-            images = flat[rows].scatter_(1, place, ends.flatten()[part].unsqueeze(1)).reshape(-1, *ball.x.shape[1:])
-            targets = None if batch.targets is None else batch.targets[rows]
-            gain = margin(query.logits(images, rows=rows), batch.y[rows], targets)
-            found.append((self.confidence - gain).clamp_min(0))
-        lack = torch.cat(found).reshape(ends.shape).double()
-        apart = ends.double()
+
+        def image(rows: Tensor, numbers: Tensor) -> Tensor:
+            place, end = which[rows, numbers // 2].unsqueeze(1), ends[rows, numbers // 2, numbers % 2].unsqueeze(1)
+            return flat[rows].scatter_(1, place, end).reshape(-1, *ball.x.shape[1:])
+
+        gain = scores_of_each(query, batch, image, each=2 * count, loss="margin").reshape(ends.shape)
+        lack, apart = (self.confidence - gain).clamp_min(0).double(), ends.double()
         return (lack[..., 0] - lack[..., 1]) / (apart[..., 0] - apart[..., 1]).clamp_min(1e-30)
 
     def _next_search(self, batch: Batch, state: ZOOState) -> ZOOState:

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,9 +16,8 @@ from rich.console import Console
 from robustbench_lite.errors import UserError
 
 if TYPE_CHECKING:
-    from .contestants import Contestant
-    from .nearest import Rivalry
     from .parts import Part
+    from .rivals import Contestant, Rivalry
 
 
 class Format(enum.StrEnum):
@@ -35,6 +34,7 @@ class Choice(enum.StrEnum):
     standard = "standard"
     auto = "auto"
     nearest = "nearest"
+    peers = "peers"
     all = "all"
 
 
@@ -44,7 +44,8 @@ def main(
     standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 128,
     auto_images: Annotated[int, typer.Option(min=10, help="Images for each network of the part auto.")] = 200,
     networks: Annotated[str, typer.Option(help="Of the part auto, with commas between; see benchmarks.nets.")] = "all",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock; auto and nearest take one.")] = 5,
+    attacks: Annotated[str, typer.Option(help="Of the part peers, with commas between.")] = "all",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock, of the parts robust and standard.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, the same for all; default: all cores.")] = None,
@@ -71,13 +72,15 @@ def main(
     out.print(machine(torch.get_num_threads(), cores), highlight=False, soft_wrap=True)
 
     bench = Bench(status, out, batch_size, peers, format is Format.markdown)
-    chosen = ["robust", "standard", "auto", "nearest"] if part is Choice.all else [part.value]
+    chosen = [choice.value for choice in Choice if choice is not Choice.all] if part is Choice.all else [part.value]
     ran = 0
     for name in chosen:
         if name == "auto":
             runs = [functools.partial(bench.portfolios, network, auto_images) for network in _networks(networks)]
         elif name == "nearest":
             runs = [functools.partial(bench.nearest, rivalry) for rivalry in bench.rivalries()]
+        elif name == "peers":
+            runs = [functools.partial(bench.attack_by_attack, _pairs(attacks))]
         else:
             images = robust_images if name == "robust" else standard_images
             runs = [functools.partial(bench.pgd, name, images, steps, rounds)]
@@ -94,6 +97,9 @@ def main(
     if not ran:
         bench.note("nothing was compared: no part has its images and weights here")
         raise typer.Exit(2)
+    if bench.missed:
+        bench.note(f"more than one point above a peer, and no reason is listed: {', '.join(bench.missed)}")
+        raise typer.Exit(1)
 
 
 def _networks(text: str) -> list[str]:
@@ -110,6 +116,19 @@ def _networks(text: str) -> list[str]:
     return given
 
 
+def _pairs(text: str) -> list[Rivalry]:
+    """What the part peers compares."""
+    from robustbench_lite.errors import unknown_name
+
+    from .pairs import PAIRS
+
+    known = {pair.attack for pair in PAIRS}
+    given = known if text == "all" else set(text.split(","))
+    for name in given - known:
+        raise typer.BadParameter(str(unknown_name("attacks", name, known)))
+    return [pair for pair in PAIRS if pair.attack in given]
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where tables and remarks go, and what all comparisons share."""
@@ -119,6 +138,7 @@ class Bench:
     batch_size: int
     peers: bool
     markdown: bool
+    missed: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """A remark beside the tables."""
@@ -131,8 +151,8 @@ class Bench:
         from .report import STEPS
 
         made = PARTS[name](images, steps, self.batch_size)
-        field = list(contestants(made, self.note, peers=self.peers))
-        self._compare(made, field, f"PGD of {steps} steps from a random start", STEPS, rounds)
+        entered = list(contestants(made, self.note, peers=self.peers))
+        self._compare(made, entered, f"PGD of {steps} steps from a random start", STEPS, rounds)
 
     def portfolios(self, network: str, images: int) -> None:
         """`auto` beside the reference, on one network."""
@@ -151,20 +171,33 @@ class Bench:
 
     def nearest(self, rivalry: Rivalry) -> None:
         """One attack beside those of the peers, on the network that somebody else trained."""
-        from .nearest import EPS, rivals
-        from .parts import robust
         from .report import NEAREST
+        from .rivals import rivals
 
-        net, eps = robust(rivalry.images, 0, self.batch_size), EPS[rivalry.norm]
-        title = f"mnist-fast-at (small-cnn), MNIST test images, {rivalry.norm}, robust accuracy at {eps:g}"
-        made = replace(net, title=title, norm=rivalry.norm, eps=eps)
-        field = list(rivals(rivalry, made, self.note, peers=self.peers))
-        self._compare(made, field, rivalry.what, NEAREST, 0, minimal=rivalry.minimal)
+        made = rivalry.part(self.batch_size)
+        entered = list(rivals(rivalry, made, self.note, peers=self.peers))
+        self._compare(made, entered, rivalry.what, NEAREST, 0, minimal=rivalry.minimal)
+
+    def attack_by_attack(self, pairs: Sequence[Rivalry]) -> None:
+        """Every attack beside the same of each peer, in one table."""
+        from .peers import HEADS, LEFT, compared
+        from .report import grid
+
+        if not self.peers:
+            self.note("attack by attack needs the peers")
+            return
+        with self.status.status("peers ...") as shown:
+            rows = [row for pair in pairs for row in compared(pair, self.batch_size, self.note, shown.update)]
+        title = "attack by attack: what ours leaves standing, and the same attack of a peer"
+        grid(self.out, title, HEADS, [row.cells() for row in rows], left=LEFT, markdown=self.markdown)
+        self.missed.extend(
+            f"{row.rivalry.attack} {row.rivalry.norm} on {row.rivalry.on} ({row.peer})" for row in rows if row.missed
+        )
 
     def _compare(
         self,
         made: Part,
-        field: Sequence[Contestant],
+        entered: Sequence[Contestant],
         what: str,
         columns: Sequence[str],
         rounds: int,
@@ -175,7 +208,7 @@ class Bench:
         from .report import show
 
         with self.status.status(f"{made.name} ...") as shown:
-            found = measure(made, field, rounds=rounds, note=shown.update, minimal=minimal)
+            found = measure(made, entered, rounds=rounds, note=shown.update, minimal=minimal)
         show(self.out, made, found, what=what, columns=columns, rounds=rounds, markdown=self.markdown)
 
 

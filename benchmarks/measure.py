@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .contestants import Contestant
 from .parts import Part
+from .rivals import Contestant
 
 # How far float32 may carry an image out of its ball: clamping x + delta rounds twice.
 _ROUNDING = 1e-6

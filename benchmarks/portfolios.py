@@ -9,8 +9,8 @@ from torch import Tensor
 
 import robustbench_lite as rbl
 
-from .contestants import Contestant, Run
 from .parts import Part
+from .rivals import Contestant, Run
 
 REFERENCE = "torchattacks AutoAttack"
 STEPS = 100  # of each gradient attack, in the paper

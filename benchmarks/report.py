@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -96,16 +96,28 @@ def show(
 ) -> None:
     """The table of one part."""
     body, heads = rows(found, len(part.x), columns), ("", *columns)
+    grid(console, title(part, what, rounds), heads, body, markdown=markdown)
+
+
+def grid(
+    console: Console,
+    title: str,
+    heads: Sequence[str],
+    body: Sequence[Sequence[str]],
+    *,
+    left: Collection[str] = (),
+    markdown: bool,
+) -> None:
+    """A table under its title; the first column and those in `left` begin at the left."""
+    right = [i > 0 and head not in left for i, head in enumerate(heads)]
     if markdown:
-        lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
+        lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---:" if r else "---" for r in right) + " |"]
         lines += ["| " + " | ".join(row) + " |" for row in body]
-        console.print(
-            title(part, what, rounds), *["", *lines, ""], sep="\n", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(title, *["", *lines, ""], sep="\n", markup=False, highlight=False, soft_wrap=True)
         return
-    table = Table(title=title(part, what, rounds), title_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i else "left", no_wrap=not i)
+    table = Table(title=title, title_justify="left")
+    for head, at_right in zip(heads, right, strict=True):
+        table.add_column(head, justify="right" if at_right else "left", no_wrap=not head)
     for row in body:
         table.add_row(*row)
     console.print(table)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import Finding
+from .inside import network_inside
 from .losses import margin
 from .network import Network, Noise
 from .straight import StraightModules, StraightThrough, blocked
@@ -63,7 +64,7 @@ def second_look(
     more, best = look.climb(_margin)
     findings += look.unbounded(best)
     findings += look.report(more, f"more steps: a fresh ascent of {_STEPS} steps on the margin")
-    return [*findings, *look.scaled(), *look.straight(), *look.smoothed(), *look.search()]
+    return [*findings, *look.scaled(), *look.straight(), *look.transferred(), *look.smoothed(), *look.search()]
 
 
 class _Look:
@@ -165,6 +166,23 @@ class _Look:
             self.left.x[:1], Noise(Stream(self.left.keys[:1]), self.left.y[:1] * 0), _margin, self.left.y[:1]
         )
         return bool(mode.seen)
+
+    def transferred(self) -> list[Finding]:
+        """Gradients of the network inside, where the model is one behind something else: an attack on a surrogate."""
+        found = None
+        with contextlib.suppress(Exception):  # As above.
+            self.network.forward_rows += len(self.left.x[:2])
+            found = network_inside(self.network.model, self.left.x[:2])
+        if found is None:
+            return []
+        name, inside = found
+        surrogate = Network(inside, n_classes=self.network.n_classes, device=self.network.device)
+
+        def gradient(x: Tensor) -> Tensor:
+            return surrogate.gradient(x, self.left.noise, _margin, self.left.y)[0]
+
+        fooled, _ = _climb(self.network, self.ball, self.left, _margin, self.votes, gradient)
+        return self.report(fooled, f"transfer: an attack on the network inside ({name})")
 
     def smoothed(self) -> list[Finding]:
         """The mean gradient over noisy copies: what is shattered is smooth from afar."""

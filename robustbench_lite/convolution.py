@@ -50,9 +50,9 @@ def _pays(
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad) or not len(x):
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if x.device.type != "cpu" or x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    if isinstance(padding, str) or torch.is_autocast_enabled("cpu"):
+    if isinstance(padding, str) or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")):
         return False
     if x.shape[1] == 1:
         return True

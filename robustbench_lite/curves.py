@@ -13,8 +13,9 @@ import numpy.typing as npt
 from .errors import UserError
 from .examples import check_output
 from .files import write_whole
+from .optimality import comparable, compare
 from .records.run import Run
-from .records.specification import eps_text
+from .records.specification import OWN_LIMITS, threat_text
 from .records.summary import distances
 
 ARGUMENT = "--figure"
@@ -80,6 +81,7 @@ def save_curves(path: Path, runs: Sequence[Run]) -> None:
     """Write a PNG, whole or not at all: a panel over forward passes, one over backward passes where any were made,
     and one over eps where a run is of a minimal attack; a line a run.
 
+    Over eps the legend says the optimality of those that `optimality.compare` takes together.
     Raises UserError for no run, a run that is not complete, or a path that cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,18 +100,22 @@ def save_curves(path: Path, runs: Sequence[Run]) -> None:
         panels.append((f"eps ({_NORM[norm]})", near))
     figure = Figure(figsize=(5.2 * len(panels), 4.2), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
-    labels = _labels(runs)
+    names, shares = labels(runs), _optimality(runs)
     for place, (name, curves) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
-        for number, (curve, label) in enumerate(zip(curves, labels, strict=True)):
+        passes = "passes" in name
+        for number, (curve, label, share) in enumerate(zip(curves, names, shares, strict=True)):
             if curve is not None:
-                _draw(axes, curve, label, color=f"C{number % 10}", logarithmic="passes" in name)
+                said = label if passes else f"{share}  {label}".strip()
+                _draw(axes, curve, said, color=f"C{number % 10}", logarithmic=passes)
         axes.set_xlabel(name)
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.25)
         if not place:
             axes.set_ylabel("robust accuracy")
-            axes.legend(fontsize=8, frameon=False, loc="best")
+        told = not passes and any(share for curve, share in zip(curves, shares, strict=True) if curve is not None)
+        if told or not place:
+            axes.legend(fontsize=8, frameon=False, loc="best", title="optimality" if told else None, title_fontsize=8)
     write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 
@@ -123,14 +129,32 @@ def _draw(axes: Any, curve: Curve, label: str, *, color: str, logarithmic: bool)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def _optimality(runs: Sequence[Run]) -> list[str]:
+    """What the legend says of each run; nothing where no other goes with it."""
+    said = [""] * len(runs)
+    for places in comparable(runs):
+        for place, standing in zip(places, compare([runs[place] for place in places]), strict=True):
+            said[place] = "-" if standing.optimality is None else f"{standing.optimality:.3f}"
+    return said
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
     """What tells the runs apart, and no more."""
     parts = []
     for run in runs:
         s = run.specification
-        threat = f"{_NORM[s.threat.norm]} {eps_text(s.threat.eps)}"
         parts.append(
-            (s.model.name, s.defense, s.dataset.name, s.attack.name, s.attack_options, threat, f"seed {s.seed}")
+            (
+                s.model.name,
+                s.defense,
+                s.dataset.name,
+                s.attack.name,
+                s.attack_options,
+                threat_text(OWN_LIMITS if s.attack.own_limits else s.threat.norm, s.threat.eps),
+                f"seed {s.seed}",
+                f"{run.table.num_rows:,} images",
+                "" if s.max_queries is None else f"at most {s.max_queries:,} queries",
+            )
         )
     differ = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
     differ[3] = True

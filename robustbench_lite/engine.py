@@ -44,10 +44,11 @@ class Entry:
 
     content: SHA-256 of the image as bytes (N, 32). key: of its stream of random numbers. targets: classes
     to aim at in turn (N, T). `adversarial` and what follows: the best image so far, and what verification
-    said of it. missing: by how much it misses the goal, in logits. claim: an image that waits for its proof,
-    claim_step: at which step it was seen, -1 for none; claim_distance: how far it is, where nearer is better.
-    ends: in a portfolio the image nearest to the goal of those that earlier parts ended at; ends_missing: (N, 2) by how
-    much the best of the parts with gradients and the best of those without missed the goal there, inf for none.
+    said of it; proved: whether it had a pass of its own. missing: by how much it misses the goal, in logits.
+    claim: an image that waits for its proof, claim_step: at which step it was seen, -1 for none;
+    claim_distance: how far it is, where nearer is better. ends: in a portfolio the image nearest to the goal of
+    those that earlier parts ended at; ends_missing: (N, 2) by how much the best of the parts with gradients and
+    the best of those without missed the goal there, inf for none.
     """
 
     index: Tensor
@@ -62,6 +63,7 @@ class Entry:
     backwards: Tensor
     attempt: Tensor
     attacked: Tensor
+    proved: Tensor
     success: Tensor
     success_step: Tensor
     success_attempt: Tensor
@@ -109,10 +111,10 @@ class Engine:
 
     A minimal attack's samples take every step of every attempt; of what was seen at the goal the nearest is
     proved, and it is a success where it lies within the sample's eps. within=True lets a sample leave at the
-    first that does, and keeps none that does not. max_queries: forward passes after which a sample leaves, the
-    clean pass included; what is seen with later ones counts for nothing. warm: the attack is told where earlier parts
-    of a portfolio ended. tag: sets the random streams of this
-    engine's attack apart from those of another. learned: what the attack's `fit` returned.
+    first that does, and keeps none that does not. max_queries: forward passes that a sample may cost, those of the
+    clean image and of the proof included; it leaves when another would be one too many. warm: the attack is told
+    where earlier parts of a portfolio ended. tag: sets the random streams of this engine's attack apart from those
+    of another. learned: what the attack's `fit` returned.
     """
 
     def __init__(
@@ -212,6 +214,7 @@ class Engine:
             backwards=zero.clone(),
             attempt=zero.clone(),
             attacked=attacked,
+            proved=torch.zeros_like(attacked),
             success=torch.zeros_like(attacked),
             success_step=zero - 1,
             success_attempt=zero - 1,
@@ -223,8 +226,9 @@ class Engine:
             claim_step=zero - 1,
             claim_distance=torch.full_like(clean_margin, float("inf")),
         )
-        done = take(entry, ~attacked)
-        return done, take(entry, attacked)
+        # A ball of size 0 holds nothing but the image, which has had its pass.
+        tried = attacked if self.attack.minimal else attacked & (eps > 0)
+        return take(entry, ~tried), take(entry, tried)
 
     def _start(self, entry: Entry, x: Tensor) -> Active:
         """Samples with clean images x at the beginning of their present attempt."""
@@ -264,12 +268,15 @@ class Engine:
         over = batch.step >= self.attack.length
         if early is not None:
             over = over | early
-        spent = None
-        if self.max_queries is not None:
-            spent = query.forwards >= self.max_queries
-            over = over | spent
+        spent = self.spent(query.forwards)
+        over = over | spent
         entry = self._settle(self._count(entry, query), batch, query, over)
-        judged = over if self.max_queries is None else over & (query.forwards <= self.max_queries)
+        if not (over | entry.success).any():
+            self.active = Active(entry, batch, state)
+            return self._none_of(entry), batch.ball.x[:0]
+        judged = over
+        if self.max_queries is not None:
+            judged = over & (entry.forwards + self.votes <= self.max_queries)
         if self.stop_on_success:
             # A sample with a proof needs no judgement of its last candidate.
             entry = self._judge_last(entry, batch, state, judged & ~entry.success)
@@ -283,8 +290,7 @@ class Engine:
         else:
             entry = self._judge_last(entry, batch, state, judged)
             leaving = over & (self._last_attempt(entry) | entry.success)
-        if spent is not None:
-            leaving = leaving | spent
+        leaving = leaving | spent
         active = Active(entry, batch, state)
         again = (over & ~leaving).nonzero()[:, 0]
         if len(again):
@@ -358,11 +364,14 @@ class Engine:
             entry = replace(entry, claim=claim, claim_step=entry.claim_step.index_copy(0, rows, batch.step[rows]))
             if self.attack.minimal:
                 entry = replace(entry, claim_distance=query.nearest)
+        pending = entry.claim_step >= 0
+        if not pending.any():
+            return entry
         early = (batch.step <= _PROVE_EVERY) | (batch.step % _PROVE_EVERY == 0)
         due = over if self._claims_can_wait else over | early
         if self.within:
             due = due | (entry.claim_distance <= entry.eps.double())
-        due = due & (entry.claim_step >= 0)
+        due = due & pending
         if not due.any():
             return entry
         at = due.nonzero()[:, 0]
@@ -396,6 +405,7 @@ class Engine:
 
         changed = {
             "forwards": part.forwards + self.votes,
+            "proved": torch.ones_like(success),
             "success": part.success | success,
             "success_step": choose(step, part.success_step, first),
             "success_attempt": choose(part.attempt, part.success_attempt, first),
@@ -407,6 +417,12 @@ class Engine:
         if len(rows) < len(entry.y):
             changed = {name: getattr(entry, name).index_copy(0, rows, new) for name, new in changed.items()}
         return replace(entry, **changed)
+
+    def spent(self, forwards: Tensor) -> Tensor:
+        """Which samples have no pass left but that of a proof, (N,) bool."""
+        if self.max_queries is None:
+            return torch.zeros_like(forwards, dtype=torch.bool)
+        return forwards + self.network.eot + self.votes > self.max_queries
 
     @property
     def _claims_can_wait(self) -> bool:
@@ -431,7 +447,7 @@ class Engine:
             any_class=entry.any_class,
             proved=entry.success | (entry.claim_step >= 0),
             nearest=entry.claim_distance if self.attack.minimal else None,
-            max_queries=self.max_queries,
+            max_queries=None if self.max_queries is None else self.max_queries - self.votes,
         )
 
     @staticmethod
@@ -478,8 +494,13 @@ class Engine:
         waiting = self.stored_entry(stored, "waiting.")
         entry = self.stored_entry(stored, "active.entry.")
         if entry is not None:
-            # A start of the same samples gives the shape of the state; its numbers are then the stored ones.
-            like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
+            # A start of the same samples gives the shape of the state; its numbers are then the stored ones. It asks
+            # nothing of the network: these passes were made, and counted, before.
+            limit, self.max_queries = self.max_queries, 0
+            try:
+                like = self._start(entry, self.source.images(entry.index.cpu()).to(device))
+            finally:
+                self.max_queries = limit
             kept = {k.removeprefix("active."): v for k, v in stored.items() if k.startswith("active.")}
             active = from_tensors(like, kept | to_tensors(like.batch.ball, "batch.ball"))
         self.cursor, self.waiting, self.active = cursor, waiting, active

@@ -49,12 +49,12 @@ class Examples:
     run_id: str
 
 
-def check_examples_path(path: Path) -> None:
+def check_examples_path(path: Path | str) -> None:
     """Raise UserError, before a long run, where `save_examples` could not write `path` after it."""
     check_output(path, argument=ARGUMENT, suffix=".npz")
 
 
-def check_output(path: Path, *, argument: str, suffix: str) -> None:
+def check_output(path: Path | str, *, argument: str, suffix: str) -> None:
     """Raise UserError naming `argument` unless `path` ends in `suffix` and its folder takes a file; nothing stays.
 
     The folder is made where it is missing, as writing will.
@@ -75,7 +75,7 @@ def check_output(path: Path, *, argument: str, suffix: str) -> None:
         ) from None
 
 
-def save_examples(path: Path, result: Result, images: Tensor) -> ExamplesRecord:
+def save_examples(path: Path | str, result: Result, images: Tensor) -> ExamplesRecord:
     """Write the images of a run whole or not at all; the bytes depend on the run alone. Returns name and SHA-256.
 
     images: (N, C, H, W) in [0, 1], the clean images of the run's rows in their order. Arrays are stored
@@ -126,7 +126,7 @@ def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
                 np.lib.format.write_array(file, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
 
 
-def load_examples(path: Path) -> Examples:
+def load_examples(path: Path | str) -> Examples:
     """The examples in a file that `save_examples` wrote; what its numbers say is for `reverify`.
 
     Raises RecordError, in one line that names the file, where it is missing, corrupt, foreign, or its

@@ -51,12 +51,12 @@ class Caption:
     distance: str = ""
 
 
-def check_figure_path(path: Path) -> None:
+def check_figure_path(path: Path | str) -> None:
     """Raise UserError, before a long run, where a figure could not be written after it."""
     check_output(path, argument=ARGUMENT, suffix=".png")
 
 
-def figure_of(result: Result, plan: Plan, path: Path, *, rows: int = 8) -> None:
+def figure_of(result: Result, plan: Plan, path: Path | str, *, rows: int = 8) -> None:
     """Draw up to `rows` samples of a result, chosen by `choose`, with predictions as recorded.
 
     Confidences are the softmax of float32 logits (mean over `votes` draws of a randomised network),
@@ -133,23 +133,30 @@ def _probabilities(plan: Plan, x: Tensor) -> Tensor:
 
 
 def _title(result: Result) -> str:
-    from .records.specification import eps_text
+    from .records.specification import OWN_LIMITS, eps_text
 
     specification = result.run.specification
     threat = specification.threat
+    size = OWN_LIMITS if specification.attack.own_limits else f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}"
     defense = "" if specification.defense == "none" else f" + {specification.defense}"
     aim = "" if specification.target is None else f" (target {specification.target})"
     model, data = _plain(f"{specification.model.name}{defense}"), _plain(specification.dataset.name)
     return (
         f"{model} under {_plain(specification.attack.name + aim)}, "
-        f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}\n"
+        f"{size}\n"
         f"{data}, {result.n:,} images: clean {100 * result.clean_accuracy:.1f} %, "
         f"robust {100 * result.robust_accuracy:.1f} %"
     )
 
 
 def save_figure(
-    path: Path, images: Tensor, adversarial: Tensor, *, captions: Sequence[Caption], classes: Sequence[str], title: str
+    path: Path | str,
+    images: Tensor,
+    adversarial: Tensor,
+    *,
+    captions: Sequence[Caption],
+    classes: Sequence[str],
+    title: str,
 ) -> None:
     """Write a PNG, whole or not at all: a row a sample, more than four in two blocks side by side.
 
@@ -253,7 +260,7 @@ class _Canvas:
             self._text(x, foot + 15, first, size=7.5, color=_RED if red else _BLACK, limit=limit)
             self._text(x, foot + 34, second, size=6, color=_RED if red else _GREY, limit=limit)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Draw, and write the file."""
 
         def write(temporary: Path) -> None:

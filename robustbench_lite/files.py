@@ -12,7 +12,7 @@ from pathlib import Path
 from .errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path | str, write: Callable[[Path], object]) -> None:
     """`replace_whole`, with UserError naming `path` for what the file system refuses: a full disk, say."""
     try:
         replace_whole(path, write)
@@ -21,7 +21,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise UserError(f"cannot write {path}: {reason}; free space there or name another folder") from error
 
 
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+def replace_whole(path: Path | str, write: Callable[[Path], object]) -> None:
     """Make the file `path` by `write(temporary)`: at any moment it is the old one, absent, or complete.
 
     `write` gets a temporary name in the same folder (made where it is missing), which is synced and
@@ -52,7 +52,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -56,7 +56,7 @@ class Fit:
     seconds: float = 0.0
 
 
-class _FitQuery(Query):
+class FitQuery(Query):
     """A query that calls `asked` before each question, so that a long fit can be stopped."""
 
     asked: Callable[[], None] | None = None
@@ -111,7 +111,7 @@ def fit_attack(
     stream = Stream.of(content_hashes(data.x), seed=seed, device=device)
     aim = torch.full_like(y, target) if isinstance(target, int) else None
     batch = Batch(attack.ball(threat, x), y, aim, zero, stream.child(f"attack {attack.name} fit"), zero)
-    query = _FitQuery(
+    query = FitQuery(
         network,
         batch,
         access=attack.access,

@@ -8,7 +8,7 @@ from torch import Tensor
 from .errors import unknown_name
 
 _FAR = 1e30
-_NONE = 1e-7  # of the largest weight: what gains no more stays, or a plane out of reach would move all for nothing
+_NONE = 1e-10  # of the largest weight: what gains no more stays, or a plane out of reach would move all for nothing
 _FEW = 64  # pixels looked at first in l1: a step moves few
 
 
@@ -16,7 +16,7 @@ def to_hyperplane(norm: str, x: Tensor, normal: Tensor, gain: Tensor, *, low: fl
     """The shortest change d in a norm with x + d in [low, high] and normal . d = gain, shaped as x.
 
     x, normal: (N, ...); gain: (N,), of either sign. Where the box does not reach the hyperplane, d goes as near to it
-    as the box lets it; where the normal is 0, or at most 1e-7 of its largest, d is 0. No operation mixes rows. These
+    as the box lets it; where the normal is 0, or at most 1e-10 of its largest, d is 0. No operation mixes rows. These
     are the projections of Croce and Hein 2020 (arXiv:1907.02044, section 2), found another way: in linf and l2 what
     is gained is a concave function of one number, linear in pieces, and Newton's method from the left ends at the root
     after a few looks at the pixels, without sorting them; in l1 pixels of the largest normal move first, each as far as

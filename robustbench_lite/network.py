@@ -112,6 +112,8 @@ class Network:
     forward_rows, backward_rows: images that went through the model so far, padding of blocks included.
 
     n_classes: K; None: that of the first answer.
+    probabilities: the first answer's rows are shares that sum to 1. Then logarithms are taken of all, which are
+    logits but for a constant: a softmax at the end hides no margin, down to the smallest float32.
 
     Raises UserError where the model returns something other than (N, K) finite logits.
     """
@@ -131,12 +133,16 @@ class Network:
         self.n_classes = n_classes
         self.device = torch.device(device)
         self.dtype = PRECISIONS[precision]
-        self.low_model = copy.deepcopy(model).to(self.dtype) if precision != "float32" else None
+        self.low_model = None
+        if precision != "float32":
+            # Channels last is what kernels in half precision are written for.
+            self.low_model = copy.deepcopy(model).to(self.dtype).to(memory_format=torch.channels_last)
         self.eot = eot
         self.block = block
         self.max_batch = max_batch
         self.forward_rows = 0
         self.backward_rows = 0
+        self.probabilities: bool | None = None
 
     def logits(self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None) -> Tensor:
         """Mean logits (N, K) over `draws` draws (default: eot). Costs `draws` forward passes a row."""
@@ -159,10 +165,13 @@ class Network:
     ) -> tuple[Tensor, Tensor]:
         """Gradient (N, C, H, W) of `loss(logits, *rows)` in x, and the logits (N, K), means over eot draws.
 
-        `rows` are handed to the loss block by block. Costs eot forward and backward passes a row.
+        `rows` are handed to the loss block by block. Costs eot forward and backward passes a row. Of a loss with
+        several values a row, (N, L), every gradient, (N, L, C, H, W): still eot forward passes, L times the backward.
         """
         if not len(x):
-            return torch.zeros_like(x), self._of_nothing(x)
+            none = self._of_nothing(x)
+            several = loss(none, *rows).shape[1:] if self.n_classes else ()
+            return x.new_zeros((0, *several, *x.shape[1:])), none
 
         slope: Callable[..., Tensor] | None = slope_of(loss)
 
@@ -173,10 +182,16 @@ class Network:
             for k in range(self.eot):
                 with torch.enable_grad(), FoldedConvolutions():
                     logits = self._forward(part, part_noise, k, low)
-                    value = logits if slope else loss(logits, *part_rows).sum()
+                    value = logits if slope else loss(logits, *part_rows)
+                    several = value.shape[1] if value.ndim > 1 and not slope else None
+                    if not slope and not several:
+                        value = value.sum()
                 detached = logits.detach()
-                self.backward_rows += len(part)
-                gradient = _input_gradient(value, part, slope(detached, *part_rows) if slope else None)
+                self.backward_rows += len(part) * (several or 1)
+                if several:
+                    gradient = _input_gradients(value, part)
+                else:
+                    gradient = _input_gradient(value, part, slope(detached, *part_rows) if slope else None)
                 total = gradient if total is None else total + gradient
                 mean = detached if mean is None else mean + detached
             assert total is not None and mean is not None
@@ -193,10 +208,13 @@ class Network:
 
     def _forward(self, x: Tensor, noise: Noise, draw: int, low: bool) -> Tensor:
         self.forward_rows += len(x)
-        model = self.low_model if low and self.low_model is not None else self.model
-        with drawing(noise.stream, noise.draw, f"network {draw}"):
+        lower = low and self.low_model is not None
+        model = self.low_model if lower and self.low_model is not None else self.model
+        # A model that makes float32 of what it is given (x.float(), a table of its own) goes on in lower precision.
+        shorter = torch.autocast(x.device.type, self.dtype) if lower else contextlib.nullcontext()
+        with drawing(noise.stream, noise.draw, f"network {draw}"), shorter:
             try:
-                logits = model(x.to(self.dtype) if model is self.low_model else x)
+                logits = model(x.to(self.dtype) if lower else x)
             except UserError:
                 raise
             except torch.OutOfMemoryError as error:
@@ -215,10 +233,12 @@ class Network:
             )
         logits = logits.float()
         if not torch.isfinite(logits.detach().sum()):
-            if model is self.low_model:
+            if lower:
                 return torch.nan_to_num(logits)
             self._blame(x, logits)
-        return logits
+        if self.probabilities is None and len(logits):
+            self.probabilities = _are_shares(logits.detach())
+        return logits.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else logits
 
     @staticmethod
     def _blame(x: Tensor, logits: Tensor) -> None:
@@ -287,14 +307,26 @@ class Network:
         return torch.equal(rows_seen, rows_seen[:1].expand_as(rows_seen))
 
 
-def _input_gradient(value: Tensor, x: Tensor, slope: Tensor | None = None) -> Tensor:
+def _are_shares(rows: Tensor) -> bool:
+    return rows.shape[1] > 1 and bool((rows >= 0).all() and ((rows.double().sum(1) - 1).abs() < 1e-4).all())
+
+
+def _input_gradients(values: Tensor, x: Tensor) -> Tensor:
+    """The gradients (N, L, ...) in x of each of the values (N, L), from one graph."""
+    ones, count = torch.ones_like(values[:, 0]), values.shape[1]
+    with torch.enable_grad():
+        each = values.unbind(1)
+    return torch.stack([_input_gradient(each[i], x, ones, keep=i + 1 < count) for i in range(count)], 1)
+
+
+def _input_gradient(value: Tensor, x: Tensor, slope: Tensor | None = None, *, keep: bool = False) -> Tensor:
     """The gradient in x of a value, or of logits whose own gradient is `slope`.
 
     Zero where the value does not depend on x through anything differentiable.
     """
     if not value.requires_grad:
         return torch.zeros_like(x)
-    gradient = cast("Tensor | None", torch.autograd.grad(value, x, slope, allow_unused=True)[0])
+    gradient = cast("Tensor | None", torch.autograd.grad(value, x, slope, retain_graph=keep, allow_unused=True)[0])
     if gradient is None:
         return torch.zeros_like(x)
     # A model that begins with a mean gives one number for all pixels; its caller may write into each.

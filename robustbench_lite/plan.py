@@ -315,6 +315,7 @@ def specification_of(
             source_sha256=_foreign_hash(attack.inner if isinstance(attack, Transfer) else attack),
             access=attack.access,
             minimal=attack.minimal,
+            own_limits=attack.own_limits,
         ),
         threat=ThreatRecord(norm=threat.norm, eps=threat.eps, low=threat.low, high=threat.high),
         target=None if plan.target is None else str(check_target(plan.target, plan.data.classes)),

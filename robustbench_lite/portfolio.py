@@ -28,8 +28,9 @@ class Part:
     (`Batch.origin`), not at the clean image.
     hope: without a target, a sample whose margin no part before brought below this share of the clean image's is given
     up before this part; 1 for none. Not given up is whoever came nearer to the goal without gradients than with
-    them: there the gradient misleads, and what it says of hope is not believed. The rule knows one sample only, so
-    that no verdict depends on another sample.
+    them: there the gradient misleads, and what it says of hope is not believed. A search without gradients that begins
+    anew is passed by where no search before it came within twice that share: there gradients do better. The rules know
+    one sample only, so that no verdict depends on another sample.
     """
 
     attack: Attack
@@ -42,12 +43,20 @@ class Part:
         return part if isinstance(part, Part) else Part(part)
 
     def hopeful(self, entry: Entry) -> Tensor:
-        """Which samples that stand go on to this part, (N,) bool."""
+        """Which samples are not given up before this part, (N,) bool."""
         if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
-            return entry.attacked
+            return torch.ones_like(entry.attacked)
         with_gradient, without = entry.ends_missing.unbind(1)
-        misled = (without < with_gradient) & with_gradient.isfinite()
-        return misled | (torch.minimum(with_gradient, without) <= self.hope * entry.margin)
+        return _misled(entry) | (torch.minimum(with_gradient, without) <= self.hope * entry.margin)
+
+    def passed_by(self, entry: Entry) -> Tensor:
+        """Which samples this part is not for, (N,) bool; others that come later may be."""
+        if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
+            return torch.zeros_like(entry.attacked)
+        if self.attack.access == "gradient" or self.warm:
+            return torch.zeros_like(entry.attacked)
+        without = entry.ends_missing[:, 1]
+        return without.isfinite() & (without > 2 * self.hope * entry.margin) & ~_misled(entry)
 
 
 @dataclass(frozen=True)
@@ -90,10 +99,16 @@ class Portfolio(Attack):
         raise UserError(f"attack {self.name}: a portfolio of attacks cannot stand here; give one of its parts")
 
 
-def engine_for(attack: Attack, network: Network, source: Source, *, threat: Threat, **settings: Any) -> Engine | Chain:
-    """What drives this attack: an engine, or a chain of them; `settings` are those of Engine."""
+def engine_for(
+    attack: Attack, network: Network, source: Source, *, threat: Threat, resolve: bool = True, **settings: Any
+) -> Engine | Chain:
+    """What drives this attack: an engine, or a chain of them; `settings` are those of Engine.
+
+    resolve=False: samples have an eps of their own, so that parts leave open what depends on it, as an attack does
+    that comes so.
+    """
     if isinstance(attack, Portfolio):
-        return Chain(attack, network, source, threat=threat, **settings)
+        return Chain(attack, network, source, threat=threat, resolve=resolve, **settings)
     return Engine(attack, network, source, threat=threat, **settings)
 
 
@@ -111,6 +126,7 @@ class Chain:
         *,
         threat: Threat,
         learned: Mapping[str, Tensor] | None = None,
+        resolve: bool = True,
         **settings: Any,
     ) -> None:
         self.network = network
@@ -121,14 +137,16 @@ class Chain:
         # Whole batches: a source reads them ahead.
         batch = int(settings.get("batch_size", 256))
         self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
-        parts = [replace(part, attack=part.attack.resolve(threat)) for part in map(Part.of, attack.parts(threat))]
+        parts = list(map(Part.of, attack.parts(threat)))
+        if resolve:
+            parts = [replace(part, attack=part.attack.resolve(threat)) for part in parts]
         names = [part.attack.name for part in parts]
         # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
         again = [names[:k].count(name) for k, name in enumerate(names)]
         self.parts = tuple(zip(parts, ["" if not n else f" again {n}" for n in again], strict=True))
         self.first = 0  # of the present cohort
         self.part = 0
-        self.left: list[Entry] = []
+        self.left: dict[int, list[Entry]] = {}  # who waits, by the part that is next for them
         self.engine = self._engine(None)
 
     def run(self) -> Iterator[tuple[Entry, Tensor]]:
@@ -140,16 +158,15 @@ class Chain:
                     yield _bare(entry), x
                     continue
                 entry = _with_ends(entry, self.parts[self.part][0])
-                standing = entry.attacked & ~entry.success & self.parts[self.part + 1][0].hopeful(entry)
-                if self.settings.get("max_queries") is not None:
-                    standing = standing & (entry.forwards < self.settings["max_queries"])
-                if standing.any():
-                    self.left.append(_fresh(take(entry, standing), x[standing]))
-                yield _bare(take(entry, ~standing)), x[~standing]
-            if not last and self.left:
-                self.part += 1
-                waiting, self.left = concat(self.left), []
-                self.engine = self._engine(waiting)
+                goes = self._next(entry)
+                for part in torch.unique(goes).tolist():
+                    if part < len(self.parts):
+                        self.left.setdefault(part, []).append(_fresh(take(entry, goes == part), x[goes == part]))
+                over = goes == len(self.parts)
+                yield _bare(take(entry, over)), x[over]
+            if self.left:
+                self.part = min(self.left)
+                self.engine = self._engine(concat(self.left.pop(self.part)))
                 continue
             self.first += len(self._cohort)
             if self.first >= len(self.source):
@@ -157,13 +174,25 @@ class Chain:
             self.part = 0
             self.engine = self._engine(None)
 
+    def _next(self, entry: Entry) -> Tensor:
+        """Which part is next for each sample, (N,) int64; one past the last for who is finished."""
+        goes = torch.full_like(entry.y, len(self.parts))
+        # A ball of size 0 holds nothing but the image.
+        standing = entry.attacked & ~entry.success & (entry.eps > 0) & ~self.engine.spent(entry.forwards)
+        for number, (part, _) in enumerate(self.parts[self.part + 1 :], self.part + 1):
+            standing = standing & part.hopeful(entry)
+            enters = standing & ~part.passed_by(entry)
+            goes = torch.where(enters, number, goes)
+            standing = standing & ~enters
+        return goes
+
     @property
     def under_way(self) -> float:
         """What was done for samples that are not finished: the present part's share of the whole."""
         waiting = 0 if self.engine.waiting is None else len(self.engine.waiting.y)
         active = 0 if self.engine.active is None else len(self.engine.active.entry.y)
-        behind = sum(len(entry.y) for entry in self.left)
-        done = (waiting + active + behind) * self.part + behind + self.engine.under_way
+        behind = sum(part * len(entry.y) for part, entries in self.left.items() for entry in entries)
+        done = (waiting + active) * self.part + behind + self.engine.under_way
         return done / len(self.parts)
 
     @property
@@ -185,19 +214,19 @@ class Chain:
     def snapshot(self) -> dict[str, Tensor]:
         """Everything needed to go on, as tensors."""
         stored = self.engine.snapshot() | {"chain": torch.tensor([self.first, self.part])}
-        if self.left:
-            kept = to_tensors(concat(self.left))
+        for part, entries in self.left.items():
+            kept = to_tensors(concat(entries))
             # Their images are the clean ones, which the source has.
             names = [name for name in kept if name not in ("adversarial", "claim")]
-            stored |= {f"left.{name}": kept[name].detach().cpu().clone().contiguous() for name in names}
+            stored |= {f"left.{part}.{name}": kept[name].detach().cpu().clone().contiguous() for name in names}
         return stored
 
     def restore(self, stored: dict[str, Tensor]) -> None:
         """Go on where a snapshot was taken."""
         self.first, self.part = (int(n) for n in stored["chain"])
         self.engine = self._engine(None)
-        left = self.engine.stored_entry(stored, "left.")
-        self.left = [] if left is None else [left]
+        waiting = ((part, self.engine.stored_entry(stored, f"left.{part}.")) for part in range(len(self.parts)))
+        self.left = {part: [entry] for part, entry in waiting if entry is not None}
         self.engine.restore(stored)
 
 
@@ -219,6 +248,13 @@ class _Slice:
     def images(self, index: Tensor) -> Tensor:
         """The images of these indices."""
         return self.source.images(index)
+
+
+def _misled(entry: Entry) -> Tensor:
+    """Who came nearer to the goal without gradients than with them, (N,) bool."""
+    assert entry.ends_missing is not None
+    with_gradient, without = entry.ends_missing.unbind(1)
+    return (without < with_gradient) & with_gradient.isfinite()
 
 
 def _bare(entry: Entry) -> Entry:
@@ -253,6 +289,7 @@ def _fresh(entry: Entry, x: Tensor) -> Entry:
         success=torch.zeros_like(entry.success),
         success_step=zero - 1,
         success_attempt=zero - 1,
+        proved=torch.zeros_like(entry.proved),
         adversarial=x,
         adversarial_prediction=entry.prediction,
         adversarial_margin=entry.margin,

@@ -35,9 +35,10 @@ class Query:
 
     Every answer is watched: an image that reaches the goal inside the ball and the box is a claim, which
     the engine proves or drops. With `nearest`, (N,) float64, only an image nearer than that is one, and of
-    several the nearest. Past `max_queries` forward passes of a sample nothing is a claim. `rows` picks samples
-    of the batch, (M,) int64, repeats allowed; without it the images are one for each sample in order. Answers
-    carry no autograd graph.
+    several the nearest. `rows` picks samples of the batch, (M,) int64, repeats allowed; without it the images are one
+    for each sample in order. Answers carry no autograd graph.
+    max_queries: forward passes that a sample has, those of before among them. What is asked beyond is not put to the
+    network: it is answered without a gradient, and as one that is sure of the label.
     Raises AccessError where the attack asks for more than it declared.
     """
 
@@ -94,6 +95,7 @@ class Query:
     def gradient(self, x: Tensor, loss: Callable[..., Tensor], *extra: Tensor, rows: Tensor | None = None) -> Gradient:
         """Gradient in x of `loss(logits, y, targets, *extra)` -> (M,), and the logits; needs gradient access.
 
+        Of a loss (M, L) it is the gradient of each value, (M, L, C, H, W), for one forward and L backward passes.
         The gradient is the caller's own to overwrite.
         """
         self._need("gradient")
@@ -104,8 +106,10 @@ class Query:
         ) -> list[Tensor]:
             return list(self._network.gradient(part, noise, loss, y, targets, *more, low=low))
 
+        before = self.forwards.clone()
         gradient, logits = self._ask(ask, x, rows, y, targets, *extra)
-        self._count(self.backwards, rows)
+        times = gradient.shape[1] if gradient.ndim > x.ndim else 1
+        self.backwards += (self.forwards - before) * times
         self._watch(x, logits, rows, y, targets)
         return Gradient(gradient, logits)
 
@@ -154,21 +158,40 @@ class Query:
     ) -> list[Tensor]:
         """Ask in one piece, or in two where some samples search in lower precision and some do not."""
         low = self._low if rows is None else self._low[rows]
-        noise = Noise(Stream(self._noise.keys if rows is None else self._noise.keys[rows]), self._draws(rows))
+        draws = self._draws(rows)
+        noise = Noise(Stream(self._noise.keys if rows is None else self._noise.keys[rows]), draws)
         self._count(self.forwards, rows)
-        if not self._any_low or self._all_low:
+        refused = self._refused(draws, rows)
+        if refused is None and (not self._any_low or self._all_low):
             return ask(x, noise, self._any_low, *per_row)
+        asked = torch.ones_like(low) if refused is None else ~refused
         outputs: list[Tensor] = []
         for which in (True, False):
-            index = (low == which).nonzero()[:, 0]
-            if not len(index):
+            index = ((low == which) & asked).nonzero()[:, 0]
+            if not len(index) and (outputs or which):
                 continue
             answer = ask(x[index], noise.take(index), which, *(None if p is None else p[index] for p in per_row))
             if not outputs:
-                outputs = [a.new_empty((len(x), *a.shape[1:])) for a in answer]
+                outputs = [a.new_zeros((len(x), *a.shape[1:])) for a in answer]
             for output, a in zip(outputs, answer, strict=True):
                 output[index] = a
+        if refused is not None:
+            y = self._batch.y if rows is None else self._batch.y[rows]
+            outputs[-1][refused, y[refused]] = 1.0
         return outputs
+
+    def _refused(self, draws: Tensor, rows: Tensor | None) -> Tensor | None:
+        """Which images come when their sample has no pass left, (M,) bool, taken out of the count; None for none."""
+        if self._max_queries is None:
+            return None
+        refused = draws + self._network.eot > self._max_queries
+        if not refused.any():
+            return None
+        if rows is None:
+            self.forwards -= self._network.eot * refused
+        else:
+            self.forwards.index_add_(0, rows[refused], torch.full_like(rows[refused], -self._network.eot))
+        return refused
 
     def _draws(self, rows: Tensor | None) -> Tensor:
         """A number for each image that no earlier query of its sample had."""
@@ -195,9 +218,6 @@ class Query:
         hits = reached(logits, y, None if self._any_class else targets)
         if self._nearest is None:
             hits &= ~(self._claimed if rows is None else self._claimed[rows])
-        if self._max_queries is not None:
-            spent = self.forwards if rows is None else self.forwards[rows]
-            hits &= spent <= self._max_queries
         if not hits.any():
             return
         at = hits.nonzero()[:, 0]

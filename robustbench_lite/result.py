@@ -143,7 +143,7 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
         name: getattr(entry, name)
         for name in (
             *("index", "content", "y", "eps", "prediction", "margin", "forwards", "backwards", "target"),
-            *("attacked", "success", "success_step", "success_attempt"),
+            *("attacked", "proved", "success", "success_step", "success_attempt"),
             *("adversarial_prediction", "adversarial_margin"),
         )
     }
@@ -194,7 +194,7 @@ def make_table(columns: dict[str, Tensor], *, seed: int, targeted: bool, eps: fl
         "step": given(numbers["success_step"], success, pa.int64()),
         "restart": given(numbers["success_attempt"] // numbers["attempts"], success, pa.int64()),
         "seed": numbers["y"] * 0 + seed,
-        "verified": attacked,
+        "verified": numbers["proved"],
         "adversarial_hash": [h if a else None for h, a in zip(hexes("adversarial_content"), attacked, strict=True)],
     }
     return pa.table(arrays).cast(SCHEMA)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .attack import Access, Attack, Batch, State
 from .errors import UserError
-from .fitting import FIT_ROWS
+from .fitting import FIT_ROWS, FitQuery
 from .network import Network, Noise, frozen, placed
 from .portfolio import Portfolio
 from .query import Query
@@ -183,10 +183,13 @@ class Transfer(Attack):
         return self.inner.learns
 
     def fit(self, query: Query, batch: Batch) -> dict[str, Tensor]:
-        """What the inner attack learns from the surrogates."""
+        """What the inner attack learns from the surrogates; it can be stopped as one that learns from the network."""
         network = copy.copy(self.network)
         network.max_batch = FIT_ROWS
-        return self.inner.fit(self._query(network, batch, torch.zeros_like(batch.y)), batch)
+        own = self._query(network, batch, torch.zeros_like(batch.y), FitQuery)
+        if isinstance(own, FitQuery) and isinstance(query, FitQuery):
+            own.asked = query.asked
+        return self.inner.fit(own, batch)
 
     def start(self, query: Query, batch: Batch) -> TransferState:
         """The inner attack's start on the surrogates."""
@@ -201,8 +204,8 @@ class Transfer(Attack):
         inner = move(own)
         return TransferState(inner.candidate, inner, own.forwards)
 
-    def _query(self, network: Network, batch: Batch, passes: Tensor) -> Query:
-        return Query(
+    def _query(self, network: Network, batch: Batch, passes: Tensor, kind: type[Query] = Query) -> Query:
+        return kind(
             network,
             batch,
             access=self.inner.access,

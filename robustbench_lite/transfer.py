@@ -22,7 +22,9 @@ from .files import write_whole
 from .given import count_classes, device_of, given_data, given_fit_data, given_model
 from .plan import make_threat
 from .records.summary import wilson
-from .transfer_run import COLUMNS, TransferPlan, check_names, run_rows
+from .transfer_plan import TransferPlan, check_names
+from .transfer_rows import COLUMNS
+from .transfer_run import run_rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from .errors import UserError
 from .examples import check_output
 from .figure import NORM_TEXT, _plain
 from .files import write_whole
-from .transfer_run import NOISE
+from .transfer_plan import NOISE
 
 if TYPE_CHECKING:
     from .transfer import TransferMatrix
@@ -29,7 +29,7 @@ _COLOURS = ("#fff7ec", "#fee3bd", "#fdc38d", "#fb9a6a", "#ec6a4c", "#cb3a36", "#
 _FONT = "DejaVu Sans"  # comes with matplotlib
 
 
-def save_matrix(path: Path, found: TransferMatrix) -> None:
+def save_matrix(path: Path | str, found: TransferMatrix) -> None:
     """Write a PNG, whole or not at all: a row a surrogate, a column a judged network, 0 to 100 % in colour.
 
     In a cell the share in %, its 95 % interval under it. No state of matplotlib is touched.

@@ -3,123 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .attack import Attack, Batch
 from .checks import IMAGES, Stated, check_model
-from .data.dataset import Dataset
-from .environment import environment_record
 from .errors import UserError
-from .evaluation import Interrupted
 from .fitting import FIT_SAMPLES, FitData, fit_attack, needs_fit
 from .losses import reached
 from .network import Network, Noise, exact_float32, seed_torch
-from .options import option_types
 from .perturbation import make_attack
-from .plan import check_images, check_settings
+from .plan import check_images
 from .query import Query
 from .registry import guard
+from .running import Interrupted
 from .streams import Stream, content_hashes
-from .surrogate import PREFIX, Surrogate, Transfer, surrogates_ready
-from .threat import Ball, Threat
+from .surrogate import Surrogate, Transfer, surrogates_ready
+from .threat import Ball
+from .transfer_plan import NOISE, TransferPlan, specification_of
+from .transfer_rows import Block, Found
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from .models import LoadedModel
-
-NOISE = "noise"
-# The table, in order; the last four are null where an image does not count.
-COLUMNS = {
-    "surrogate": "string",
-    "target": "string",
-    "index": "int64",
-    "content_hash": "string",
-    "label": "int64",
-    "surrogate_prediction": "Int64",
-    "target_prediction": "int64",
-    "correct": "bool",
-    "success": "bool",
-    "adversarial_prediction": "Int64",
-    "restart": "Int64",
-    "distance": "float64",
-    "adversarial_hash": "string",
-}
-
-
-@dataclass(frozen=True)
-class TransferPlan:
-    """Everything that decides a matrix.
-
-    models: the networks by name. index: positions in `data` of the images. fit: as in a Plan.
-    """
-
-    models: Mapping[str, LoadedModel]
-    data: Dataset
-    index: Tensor
-    attack: str | Attack
-    threat: Threat
-    attack_options: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    batch_size: int = 256
-    device: str = "cpu"
-    deterministic: bool = False
-    fit: FitData | None = None
-
-    def __post_init__(self) -> None:
-        check_names(self.models)
-        check_settings(
-            data=self.data,
-            index=self.index,
-            attack=self.carried(Surrogate.promised("")),
-            threat=self.threat,
-            target=None,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            precision="float32",
-            eot=None,
-            votes=None,
-            shard=None,
-            max_queries=None,
-        )
-
-    def carried(self, surrogate: Surrogate) -> Transfer:
-        """The attack, carried out on a surrogate."""
-        return carried(self.attack, self.attack_options, self.threat, surrogate)
-
-
-def check_names(models: Mapping[str, object]) -> None:
-    """Raise UserError unless there is a model, each has a name, and none is called as the control is."""
-    if not isinstance(models, Mapping) or not models:
-        raise UserError(f"models: expected at least one network by name, got {models!r:.80}")
-    for name in models:
-        if not isinstance(name, str) or not name or name == NOISE:
-            raise UserError(f"models: expected names other than {NOISE!r}, which is the control's, got {name!r}")
-
-
-def carried(spec: str | Attack, options: Mapping[str, Any] | None, threat: Threat, surrogate: Surrogate) -> Transfer:
-    """The attack that `spec` names, as `make_attack` makes it, carried out on a surrogate.
-
-    Raises UserError for what `Transfer` refuses, and for an attack with limits of its own, which no noise equals.
-    """
-    if isinstance(spec, str):
-        name = spec if spec.startswith(PREFIX) else f"{PREFIX}{spec}"
-        made = make_attack(name, options, threat, surrogates=[surrogate])
-    else:
-        made = Transfer(make_attack(spec, options, threat), (surrogate,))
-    assert isinstance(made, Transfer)
-    if made.own_limits:
-        raise UserError(
-            f"attack {made.inner.name}: it has limits of its own, so no noise of the same size can stand beside it; "
-            "give an attack within a norm, such as pgd"
-        )
-    return made
 
 
 def run_rows(
@@ -159,76 +68,7 @@ def run_rows(
         for text in findings:
             if warn:
                 warn(text)
-        return running.table(), _specification(plan, attacks, findings)
-
-
-@dataclass
-class _Found:
-    """What one network makes of one surrogate's images, over a block; -1 and NaN where an image does not count."""
-
-    correct: Tensor
-    success: Tensor
-    prediction: Tensor
-    restart: Tensor
-    distance: Tensor
-    hashes: list[str | None]
-
-    @classmethod
-    def of(cls, correct: Tensor) -> Self:
-        none = torch.full(correct.shape, -1, device=correct.device)
-        far = torch.full(correct.shape, float("nan"), dtype=torch.float64, device=correct.device)
-        return cls(correct, torch.zeros_like(correct), none, none.clone(), far, [None] * len(correct))
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some images on the device, and what each network says of them as they are."""
-
-    index: Tensor
-    x: Tensor
-    y: Tensor
-    keys: Tensor
-    hashes: list[str]
-    predictions: Mapping[str, Tensor]
-
-    @classmethod
-    def of(cls, index: Tensor, x: Tensor, y: Tensor, plan: TransferPlan, networks: Mapping[str, Network]) -> Self:
-        hashes = content_hashes(x)
-        stream = Stream.of(hashes, seed=plan.seed, device=plan.device)
-        x, y = x.to(plan.device), y.to(plan.device)
-        noise = Noise(stream, torch.zeros_like(y))
-        said = {name: network.logits(x, noise).argmax(1) for name, network in networks.items()}
-        return cls(index, x, y, stream.keys, hashes, said)
-
-    def right(self, name: str) -> Tensor:
-        """Which images a network gets right, (N,) bool; of the noise, which is none, all."""
-        return torch.ones_like(self.y, dtype=torch.bool) if name == NOISE else self.predictions[name] == self.y
-
-    def frame(self, surrogate: str, target: str, found: _Found) -> pd.DataFrame:
-        """The rows of one cell."""
-        import pandas as pd
-
-        def given(values: Tensor) -> Any:
-            numbers = pd.Series(values.cpu().numpy(), dtype="Int64")
-            return numbers.where(numbers >= 0)
-
-        none = torch.full_like(self.y, -1)
-        columns: dict[str, Any] = {
-            "surrogate": surrogate,
-            "target": target,
-            "index": self.index.numpy(),
-            "content_hash": self.hashes,
-            "label": self.y.cpu().numpy(),
-            "surrogate_prediction": given(self.predictions.get(surrogate, none)),
-            "target_prediction": self.predictions[target].cpu().numpy(),
-            "correct": found.correct.cpu().numpy(),
-            "success": found.success.cpu().numpy(),
-            "adversarial_prediction": given(found.prediction),
-            "restart": given(found.restart),
-            "distance": found.distance.cpu().numpy(),
-            "adversarial_hash": found.hashes,
-        }
-        return pd.DataFrame(columns).astype(COLUMNS)
+        return running.table(), specification_of(plan, attacks, findings)
 
 
 class _Running:
@@ -272,7 +112,7 @@ class _Running:
         }
         for index, x, y in self.plan.data.blocks(self.plan.index, self.plan.batch_size):
             check_images(x, y, len(self.plan.data.classes))
-            block = _Block.of(index, x, y, self.plan, self.networks)
+            block = Block.of(index, x, y, self.plan, self.networks)
             for surrogate in self.attacks:
                 done = self.done + (len(y) if surrogate != NOISE else 0)
                 for target, found in self._judged(surrogate, block, learned[surrogate]).items():
@@ -292,12 +132,15 @@ class _Running:
         if fit is None:
             index = self._spread(FIT_SAMPLES)
             fit = FitData(plan.data.images(index), plan.data.labels[index], "the evaluated images")
-        return fit_attack(attack, self.networks[name], fit, threat=plan.threat, seed=plan.seed).learned
+        made = fit_attack(
+            attack, self.networks[name], fit, threat=plan.threat, seed=plan.seed, asked=lambda: self._tell(0)
+        )
+        return made.learned
 
-    def _judged(self, surrogate: str, block: _Block, learned: Mapping[str, Tensor]) -> dict[str, _Found]:
+    def _judged(self, surrogate: str, block: Block, learned: Mapping[str, Tensor]) -> dict[str, Found]:
         """What each network makes of one surrogate's images; of several restarts the first that fools is kept."""
         mine = block.right(surrogate)
-        every = {target: _Found.of(mine & block.right(target)) for target in self.networks}
+        every = {target: Found.of(mine & block.right(target)) for target in self.networks}
         rows = mine.nonzero()[:, 0]
         for number, (ball, images) in enumerate(self._ends(surrogate, block, rows, learned)):
             inside, distance, hashes = ball.contains(images), ball.distance(images), content_hashes(images)
@@ -315,7 +158,7 @@ class _Running:
         return every
 
     def _ends(
-        self, name: str, block: _Block, rows: Tensor, learned: Mapping[str, Tensor]
+        self, name: str, block: Block, rows: Tensor, learned: Mapping[str, Tensor]
     ) -> Iterator[tuple[Ball, Tensor]]:
         """Where each restart ends, with the random numbers that the engine would give it; all steps are taken."""
         attack, x, y = self.attacks[name], block.x[rows], block.y[rows]
@@ -367,46 +210,3 @@ def _blamed(attack: Attack) -> Iterator[None]:
         raise
     except Exception as error:
         raise guard(f"attack {attack.name}", error) from error
-
-
-def _specification(plan: TransferPlan, attacks: Mapping[str, Transfer], findings: list[str]) -> dict[str, Any]:
-    """What was computed on what, as plain JSON."""
-    from . import __version__
-
-    inner = next(iter(attacks.values())).inner
-    models = [
-        {
-            **attacks[name].surrogates[0].record(),
-            "name": name,
-            "model": model.name,
-            "parameters": model.parameters,
-            "weights": model.weights,
-            "recipe": model.recipe,
-        }
-        for name, model in plan.models.items()
-    ]
-    return {
-        "version": __version__,
-        "models": models,
-        "dataset": {
-            "name": plan.data.name,
-            "split": plan.data.split,
-            "fingerprint": plan.data.fingerprint,
-            "classes": len(plan.data.classes),
-            "shape": list(plan.data.shape),
-            "samples": len(plan.index),
-        },
-        "attack": {
-            "name": inner.name,
-            "options": {name: getattr(inner, name) for name in plan.attack_options if hasattr(inner, name)},
-            "resolved": {name: getattr(inner, name) for name in option_types(type(inner))},
-            **({} if plan.fit is None else {"fit": plan.fit.record}),
-        },
-        "threat": {name: getattr(plan.threat, name) for name in ("norm", "eps", "low", "high")},
-        "seed": plan.seed,
-        "deterministic": plan.deterministic,
-        "batch_size": plan.batch_size,
-        "device": plan.device,
-        "environment": dataclasses.asdict(environment_record()),
-        "warnings": findings,
-    }

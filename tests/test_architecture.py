@@ -70,13 +70,13 @@ def test_the_engine_knows_no_attack_and_no_defense(file: Path) -> None:
 
 @pytest.mark.parametrize("name", BOTTOM)
 def test_the_bottom_does_not_look_up(name: str) -> None:
-    above = ("engine", "evaluation", "plan", "prepare", "checks", "checkpoint", "result", "training", "cli")
+    above = ("engine", "evaluation", "plan_run", "plan", "prepare", "checks", "checkpoint", "result", "training", "cli")
     assert reaches(PACKAGE / f"{name}.py", *above) == []
 
 
 @pytest.mark.parametrize("name", MIDDLE)
 def test_the_engine_does_not_look_up(name: str) -> None:
-    assert reaches(PACKAGE / f"{name}.py", "evaluation", "plan", "prepare", "cli", "leaderboard") == []
+    assert reaches(PACKAGE / f"{name}.py", "evaluation", "plan_run", "plan", "prepare", "cli", "leaderboard") == []
 
 
 def test_nothing_but_the_command_line_imports_the_command_line() -> None:

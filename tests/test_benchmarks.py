@@ -134,6 +134,92 @@ def test_ratios_are_medians_within_a_turn(benchmarks: Any) -> None:
     ]
 
 
+def still(part: Any) -> Any:
+    """A peer that changes nothing."""
+    return lambda: part.x.clone()
+
+
+def pushed(part: Any) -> Any:
+    """A peer that goes straight to the other side, as far as it may."""
+    return lambda: (part.x - part.eps * (2 * part.y - 1).reshape(-1, 1, 1, 1)).clamp(0, 1)
+
+
+def broken(part: Any) -> Any:
+    """A peer that raises."""
+
+    def run() -> Tensor:
+        raise IndexError("of somebody else\nsecond line")
+
+    return run
+
+
+def rivalry(benchmarks: Any, monkeypatch: pytest.MonkeyPatch, peers: dict[str, Any], **changes: Any) -> Any:
+    """Ours beside planted peers on ten images of the toy, half a way of 0.05 and half one of 0.3 from its boundary."""
+    x = torch.full((10, 1, 1, 1), 0.5) + torch.tensor([0.05, 0.3] * 5).reshape(-1, 1, 1, 1)
+    toy = part(benchmarks, x, torch.ones(10, dtype=torch.int64))
+    monkeypatch.setattr(benchmarks("rivals"), "_loaded", lambda on, images, batch_size: toy)
+    given = {"attack": "fgsm", "norm": "linf", "on": "toy", "eps": 0.1, "images": 10, **changes}
+    return benchmarks("rivals").Rivalry(peers=peers, **given)
+
+
+def test_attack_by_attack_says_who_leaves_more(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = {"still": still, "pushed": pushed, "broken": broken}
+    found = rivalry(benchmarks, monkeypatch, peers)
+    rows = list(benchmarks("peers").compared(found, 4, print, lambda _: None))
+    assert [row.peer for row in rows] == ["still", "pushed", "broken"]
+    assert [row.ours.robust for row in rows] == [0.5] * 3
+    assert [row.points for row in rows[:2]] == [-50.0, 0.0]
+    assert not any(row.missed for row in rows)
+    assert [row.cells()[-1] for row in rows] == ["yes", "yes", "the peer fails: of somebody else"]
+    assert all(len(row.cells()) == len(benchmarks("peers").HEADS) for row in rows)
+
+
+def test_a_miss_is_a_miss_unless_its_reason_is_listed(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One point more is allowed, and noise leaves all ten where the peer leaves five.
+    for reasons, missed, verdict in (
+        ({}, True, "NO"),
+        ({"pushed": "noise is no attack"}, False, "no: noise is no attack"),
+    ):
+        found = rivalry(benchmarks, monkeypatch, {"pushed": pushed}, attack="noise", eps=0.06, reasons=reasons)
+        (row,) = benchmarks("peers").compared(found, 4, print, lambda _: None)
+        assert (row.kept, row.missed, row.cells()[-1]) == (False, missed, verdict)
+        assert row.points >= 10
+
+
+def test_a_peer_that_leaves_its_ball_fools_nobody(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beyond(part: Any) -> Any:
+        return lambda: part.x - 5 * part.eps
+
+    found = rivalry(benchmarks, monkeypatch, {"beyond": beyond})
+    (row,) = benchmarks("peers").compared(found, 4, print, lambda _: None)
+    assert row.theirs.robust == 1.0
+
+
+def test_nearest_images_are_measured(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rivalry(benchmarks, monkeypatch, {"pushed": pushed}, attack="deepfool")
+    (row,) = benchmarks("peers").compared(found, 4, print, lambda _: None)
+    assert found.minimal
+    assert row.ours.distance == pytest.approx(0.05, abs=0.01)
+    assert row.theirs.distance == pytest.approx(0.1)
+    assert row.ours.robust == 0.5
+
+
+def test_every_declared_pair_names_what_there_is(benchmarks: Any) -> None:
+    from robustbench_lite import registry
+    from robustbench_lite.options import configure
+
+    pairs = benchmarks("pairs").PAIRS
+    for pair in (*pairs, *benchmarks("nearest").RIVALRIES):
+        kind = registry.load("attacks", pair.attack)
+        assert pair.norm in kind.norms, pair.attack
+        configure(kind, pair.settings())
+        assert pair.peers, pair.attack
+        assert set(pair.reasons) <= set(pair.peers), pair.attack
+        assert 4 <= pair.images <= 200
+    stated = [(pair.attack, pair.norm, pair.on, pair.steps, tuple(pair.peers), str(pair.options)) for pair in pairs]
+    assert len(set(stated)) == len(stated)
+
+
 def test_absent_folders_are_named_and_nothing_else_runs(tmp_path: Path) -> None:
     environment = {"RBL_DATA": str(tmp_path), "RBL_WEIGHTS": str(tmp_path), "PATH": ""}
     done = subprocess.run(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import robustbench_lite as rbl
-from robustbench_lite.curves import cost_curve, distance_curve, save_curves
+from robustbench_lite.curves import cost_curve, distance_curve, labels, save_curves
 from robustbench_lite.errors import UserError
+from robustbench_lite.optimality import compare
+from robustbench_lite.records.run import Run
 
 from .core.nets import binary, images, labels_of, mlp
 from .core.test_minimal import nearing
@@ -81,3 +84,48 @@ def test_the_picture_is_written_whole_and_the_same_again(result: rbl.Result, tmp
         save_curves(tmp_path / "curve.txt", [result.run])
     with pytest.raises(UserError, match="at least one run"):
         save_curves(path, [])
+
+
+def _minimal_run(**options: Any) -> Run:
+    model = binary().eval()
+    x = images(24, low=0.2, high=0.8)
+    y = labels_of(model, x)
+    return rbl.evaluate(model, x, y, attack=nearing(), checks=False, **{"norm": "l2", "eps": 0.3, **options}).run
+
+
+def test_the_legend_over_eps_says_the_optimality_of_those_that_go_together(
+    result: rbl.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+
+    def savefig(figure: Figure, file: Path, **_: Any) -> None:
+        drawn.append(figure)
+        file.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    near, far, other = _minimal_run(), _minimal_run(max_queries=17), _minimal_run(norm="linf", eps=0.1)
+    save_curves(tmp_path / "curve.png", [near, result.run, far, other])
+    legends = {axes.get_xlabel(): axes.get_legend() for axes in drawn[0].axes}
+    assert list(legends)[:2] == ["forward passes an image", "backward passes an image"]
+    assert len(legends) == 4
+    # One alone in its norm has nobody beside it.
+    assert legends.pop(r"eps ($\ell_\infty$)") is None
+    first, over_eps = legends["forward passes an image"], legends[r"eps ($\ell_2$)"]
+    assert first is not None and over_eps is not None
+    assert [text.get_text() for text in first.get_texts()] == labels([near, result.run, far, other])
+    said = [text.get_text().split("  ") for text in over_eps.get_texts()]
+    standings = compare([near, far])
+    assert over_eps.get_title().get_text() == "optimality"
+    assert [share for share, _ in said] == ["1.000", f"{standings[1].optimality:.3f}"] != ["1.000", "1.000"]
+    assert [label for _, label in said] == [labels([near, result.run, far, other])[place] for place in (0, 2)]
+
+
+def test_labels_say_what_differs_and_no_more(result: rbl.Result) -> None:
+    near = _minimal_run()
+    assert labels([near]) == [near.specification.attack.name]
+    name = near.specification.attack.name
+    assert labels([near, _minimal_run(max_queries=17)]) == [name, f"{name} at most 17 queries"]
+    part = dataclasses.replace(near, table=near.table.slice(0, 9))
+    assert labels([near, part]) == [f"{name} 24 images", f"{name} 9 images"]

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,19 @@ import torch
 from torch import nn
 
 import robustbench_lite as rbl
-from robustbench_lite.data import load_dataset
+from robustbench_lite.attacks.fgsm import FGSM
+from robustbench_lite.data import from_arrays, load_dataset
 from robustbench_lite.errors import RecordError, UserError
 from robustbench_lite.examples import check_examples_path, load_examples, save_examples
+from robustbench_lite.figure import figure_of
 from robustbench_lite.files import sha256_file
+from robustbench_lite.models import LoadedModel
+from robustbench_lite.plan import Plan
+from robustbench_lite.plan_run import run_plan
 from robustbench_lite.result import Result
+from robustbench_lite.threat import Threat
 
+NOBODY = 65534
 KEYS = {
     "images",
     "adversarial",
@@ -88,6 +97,18 @@ def test_the_saved_file_is_a_data_set(file: Path, evaluated: tuple[Result, torch
     assert torch.equal(data.images(torch.arange(50)), evaluated[1])
 
 
+def test_paths_may_be_texts(evaluated: tuple[Result, torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    result, x, y = evaluated
+    save_examples(f"{tmp_path}/e.npz", result, x)
+    assert load_examples(f"{tmp_path}/e.npz").index.tolist() == list(range(50))
+    data = from_arrays(x, y, classes=4)
+    model = LoadedModel(nn.Sequential(nn.Flatten(), nn.Linear(72, 4)).eval(), "net", "", 0, {}, "given", None)
+    plan = Plan(model, data, torch.arange(5), FGSM(), Threat("linf", 0.1), keep_images=True, checks=False)
+    run = run_plan(plan, leaderboard=f"{tmp_path}/lb")
+    figure_of(run, plan, f"{tmp_path}/f.png")
+    assert run.file is not None and run.file.parent == tmp_path / "lb" / "runs" and (tmp_path / "f.png").is_file()
+
+
 def test_two_equal_runs_give_equal_bytes_at_any_time(
     evaluated: tuple[Result, torch.Tensor, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,14 +144,31 @@ def test_a_path_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> No
     assert (tmp_path / "plain").read_text() == "a file"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_told(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder in which nothing may be written; root, who may write everywhere, is somebody else meanwhile."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("folders have no permissions here")
+    user = os.geteuid()
+    # Not tmp_path, whose parents are closed to others.
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
     try:
-        with pytest.raises(UserError, match=r"--save-examples: cannot write .*Permission denied"):
-            check_examples_path(tmp_path / "out.npz")
+        if user == 0:
+            try:
+                os.seteuid(NOBODY)
+            except OSError as error:
+                pytest.skip(f"root cannot be another user here ({error.strerror})")
+        yield folder
     finally:
-        tmp_path.chmod(0o700)
+        os.seteuid(user)
+        folder.rmdir()
+
+
+def test_a_folder_without_permission_is_told(closed: Path) -> None:
+    with pytest.raises(UserError, match=r"--save-examples: cannot write .*Permission denied"):
+        check_examples_path(closed / "out.npz")
+    assert list(closed.iterdir()) == []
 
 
 def test_checking_makes_the_folder_and_leaves_no_file(tmp_path: Path) -> None:

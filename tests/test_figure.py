@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from robustbench_lite.data import from_arrays
 from robustbench_lite.errors import UserError
-from robustbench_lite.evaluation import run_plan
 from robustbench_lite.figure import Caption, check_figure_path, choose, figure_of, magnification, save_figure
 from robustbench_lite.models import LoadedModel, state_sha256
 from robustbench_lite.perturbation import make_attack
 from robustbench_lite.plan import Plan
+from robustbench_lite.plan_run import run_plan
 from robustbench_lite.registry import load
 from robustbench_lite.threat import Threat
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from robustbench_lite.surrogate import Surrogate, Transfer
 from robustbench_lite.threat import Threat
 from robustbench_lite.transfer import METADATA_KEY, TransferMatrix, run_transfer
 from robustbench_lite.transfer_figure import save_matrix
-from robustbench_lite.transfer_run import TransferPlan
+from robustbench_lite.transfer_plan import TransferPlan
 
 from .core.nets import Rows, images, labels_of, mlp
 
@@ -243,7 +243,7 @@ def test_progress_tells_every_image_once(models: dict[str, nn.Module], x: Tensor
 
 
 def test_it_stops_when_asked(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> None:
-    from robustbench_lite.evaluation import Interrupted
+    from robustbench_lite.running import Interrupted
 
     asked: list[int] = []
 
@@ -254,6 +254,24 @@ def test_it_stops_when_asked(models: dict[str, nn.Module], x: Tensor, y: Tensor)
     with pytest.raises(Interrupted, match=r"^stopped before the matrix was whole; nothing is kept$"):
         run_transfer(plan_of(models, x, y), stop=stop)
     assert len(asked) == 6 and all(parameter.requires_grad for parameter in models["a"].parameters())
+
+
+def test_it_stops_while_an_attack_learns(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> None:
+    from robustbench_lite.running import Interrupted
+
+    learning: list[int] = []
+
+    class Slow(Learner):
+        def fit(self, query: Query, batch: Batch) -> dict[str, Tensor]:
+            for _ in range(9):
+                query.labels(batch.ball.x)
+                learning.append(1)
+            return super().fit(query, batch)
+
+    plan = replace(plan_of(models, x, y), attack=Slow(), attack_options={})
+    with pytest.raises(Interrupted, match=r"^stopped before the matrix was whole; nothing is kept$"):
+        run_transfer(plan, stop=lambda: len(learning) == 4)
+    assert len(learning) == 4
 
 
 def plan_of(models: dict[str, nn.Module], x: Tensor, y: Tensor) -> TransferPlan:

@@ -41,24 +41,15 @@ def evaluate(
     attack: Annotated[
         str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
-    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")] = "linf",
-    eps: Annotated[
-        str | None,
-        typer.Option(
-            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255 (l0: how many numbers change); "
-            "default 8/255 for linf, 0.5 for l2, 12 for l1, 24 for l0.",
-            rich_help_panel="Attack",
-        ),
-    ] = None,
-    steps: Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")] = None,
+    norm: o.Norm = "linf",
+    eps: o.Eps = None,
+    steps: o.Steps = None,
     step_size: Annotated[
         str | None, typer.Option(help="Length of a step, in the norm.", rich_help_panel="Attack")
     ] = None,
     restarts: Annotated[str | None, typer.Option(help="Restarts of the attack.", rich_help_panel="Attack")] = None,
     loss: Annotated[str | None, typer.Option(help="ce, margin or dlr.", rich_help_panel="Attack")] = None,
-    attack_option: Annotated[
-        list[str] | None, typer.Option(help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack")
-    ] = None,
+    attack_option: o.AttackOptions = None,
     target: Annotated[
         str | None,
         typer.Option(help="random, next, least-likely, all, or a class; default untargeted.", rich_help_panel="Attack"),
@@ -89,29 +80,21 @@ def evaluate(
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
-    samples: Annotated[
-        int | None,
-        typer.Option(help="A fixed, class-balanced part of this many images; default all.", rich_help_panel="Data"),
-    ] = None,
+    samples: o.Samples = None,
     split: Annotated[str, typer.Option(help="test or train.", rich_help_panel="Data")] = "test",
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
-    seed: Annotated[int, typer.Option(help="Of the attack's random numbers.", rich_help_panel="Computing")] = 0,
+    seed: o.Seed = 0,
     batch_size: o.BatchSize = 256,
     device: o.Device = "auto",
     precision: Annotated[
         str,
         typer.Option(help="Of the search: float32, bf16 or f16; proofs are in float32.", rich_help_panel="Computing"),
     ] = "float32",
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="Equal to the last bit at any batch size or shard.", rich_help_panel="Computing"
-        ),
-    ] = False,
+    deterministic: o.Deterministic = False,
     eot: Annotated[
         int | None,
         typer.Option(help="Draws averaged per query of a randomised model; default 8.", rich_help_panel="Computing"),
@@ -139,9 +122,7 @@ def evaluate(
             "--print-photo", help="Which adversarial images survive light, blur, JPEG, ...", rich_help_panel="Result"
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
-    ] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
     from ..perturbation import make_attack
@@ -255,8 +236,8 @@ def _check_board(folder: Path) -> None:
 
 
 def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | None) -> Result:
-    from ..evaluation import run_plan
     from ..leaderboard import build
+    from ..plan_run import run_plan
     from .terminal import attack_bar, gentle_interrupt, note, warn
 
     def save(result: Result) -> Run:
@@ -324,7 +305,7 @@ def _show(
     from rich.console import Console
     from rich.markup import escape
 
-    from ..records.specification import eps_text
+    from ..records.specification import threat_text
     from .terminal import print_json
 
     row = result.summary()
@@ -336,7 +317,7 @@ def _show(
     images = f"{row['n']} image{'s' if row['n'] > 1 else ''}"
     about = (
         f" on {row['dataset']}, defense {row['defense']}, "
-        f"attack {row['attack']}{aim}, {row['norm']} {eps_text(row['eps'])}, {images}"
+        f"attack {row['attack']}{aim}, {threat_text(row['norm'], row['eps'])}, {images}"
     )
     out.print(f"[bold]{escape(row['model'])}[/]{escape(about)}")
     for name, value in _lines(result, row):
@@ -361,8 +342,8 @@ def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         interval = f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
         yield "robust accuracy", f"[bold]{100 * row['robust_accuracy']:5.1f} %[/]  {interval}"
         if specification.attack.minimal:
-            median = row["median_distance"]
-            yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {row['norm']}"
+            median, norm = row["median_distance"], specification.threat.norm
+            yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {norm}"
         if result.confident is not None:
             yield "over 50 % sure", f"{100 * result.confident:5.1f} %  of the images attacked"
     elif specification.shard is not None:

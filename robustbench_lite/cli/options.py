@@ -49,6 +49,20 @@ DefenseOptions = Annotated[
     list[str] | None,
     typer.Option("--defense-option", help="KEY=VALUE or DEFENSE.KEY=VALUE.", rich_help_panel="Defense"),
 ]
+Norm = Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")]
+Eps = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255 (l0: how many numbers change); "
+        "default 8/255 for linf, 0.5 for l2, 12 for l1, 24 for l0.",
+        rich_help_panel="Attack",
+    ),
+]
+Steps = Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")]
+AttackOptions = Annotated[
+    list[str] | None,
+    typer.Option("--attack-option", help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack"),
+]
 DatasetName = Annotated[
     str,
     typer.Option(
@@ -56,6 +70,10 @@ DatasetName = Annotated[
         help="digits, mnist, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, parquet:PATH, npz:PATH.",
         rich_help_panel="Data",
     ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(help="A fixed, class-balanced part of this many images; default all.", rich_help_panel="Data"),
 ]
 DataDir = Annotated[
     Path | None, typer.Option(help="Where data sets are looked for, and downloaded to.", rich_help_panel="Data")
@@ -70,10 +88,18 @@ Workers = Annotated[int, typer.Option(help="Processes that decode streamed image
 Epochs = Annotated[
     int | None, typer.Option(help="Epochs of a training; default by the size of the set.", rich_help_panel="Training")
 ]
+Seed = Annotated[int, typer.Option(help="Of the attack's random numbers.", rich_help_panel="Computing")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Computing")]
 BatchSize = Annotated[
     int, typer.Option(help="Images under way at once; no result depends on it.", rich_help_panel="Computing")
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Equal to the last bit at any batch size or shard.", rich_help_panel="Computing"
+    ),
+]
 Leaderboard = Annotated[
     Path, typer.Option(help="Folder of run files and the table made of them.", rich_help_panel="Result")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")]

@@ -24,7 +24,7 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..evaluation import Progress as EvaluationProgress
+    from ..running import Progress as EvaluationProgress
     from ..training import TrainingProgress
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)

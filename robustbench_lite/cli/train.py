@@ -43,9 +43,7 @@ def train(
         typer.Option(help="Of initial weights, order and augmentation; default 0.", rich_help_panel="Training"),
     ] = None,
     device: o.Device = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
-    ] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Train a network and write it as safetensors, with its recipe and SHA-256."""
     from ..defense import InferenceDefense

@@ -42,44 +42,28 @@ def transfer(
     attack: Annotated[
         str, typer.Option(help="NAME or FILE.py:NAME of fixed eps; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
-    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")] = "linf",
-    eps: Annotated[
-        str | None,
-        typer.Option(
-            help="Size of the threat in pixels of [0, 1], as 0.03 or 8/255; default as for rbl evaluate.",
-            rich_help_panel="Attack",
-        ),
-    ] = None,
-    steps: Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")] = None,
-    attack_option: Annotated[
-        list[str] | None, typer.Option(help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack")
-    ] = None,
+    norm: o.Norm = "linf",
+    eps: o.Eps = None,
+    steps: o.Steps = None,
+    attack_option: o.AttackOptions = None,
     dataset: o.DatasetName = "digits",
-    samples: Annotated[
-        int | None,
-        typer.Option(help="A fixed, class-balanced part of this many test images.", rich_help_panel="Data"),
-    ] = None,
+    samples: o.Samples = None,
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
-    seed: Annotated[int, typer.Option(help="Of the random numbers.", rich_help_panel="Computing")] = 0,
+    seed: o.Seed = 0,
     batch_size: o.BatchSize = 256,
     device: o.Device = "auto",
-    deterministic: Annotated[
-        bool,
-        typer.Option("--deterministic", help="Equal to the last bit at any batch size.", rich_help_panel="Computing"),
-    ] = False,
+    deterministic: o.Deterministic = False,
     out: Annotated[
         Path | None, typer.Option(help="PATH.parquet: a row for each pair and image.", rich_help_panel="Result")
     ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="PATH.png: the matrix as a picture.", rich_help_panel="Result")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel="Result")
-    ] = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
     from ..data import balanced_subset
@@ -87,7 +71,7 @@ def transfer(
     from ..prepare import DataRequest, fit_images, pick_device
     from ..surrogate import Surrogate
     from ..transfer import run_transfer
-    from ..transfer_run import TransferPlan, carried
+    from ..transfer_plan import TransferPlan, carried
     from .terminal import count_bar, gentle_interrupt, print_json, warn
 
     threat = make_threat(norm, eps)
@@ -193,13 +177,13 @@ def _prepared(
 def _show(found: TransferMatrix, written: Mapping[str, Path | None]) -> None:
     from rich.console import Console
 
-    from ..records.specification import eps_text
+    from ..records.specification import threat_text
 
     said = found.summary()
     options = "".join(f", {key}={value}" for key, value in said["attack_options"].items())
     out = Console(highlight=False, soft_wrap=True)
     images = f"{said['n']:,} image{'s' if said['n'] > 1 else ''}"
-    threat = f"{said['norm']} {eps_text(said['eps'])}"
+    threat = threat_text(said["norm"], said["eps"])
     out.print(f"{said['dataset']}, {images}, attack {said['attack']}{options}, {threat}", markup=False, style="bold")
     Console(highlight=False).print(_table(found))
     for key, path in written.items():

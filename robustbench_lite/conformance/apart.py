@@ -16,7 +16,7 @@ from ..rows import concat, take, to_tensors
 from ..threat import Threat
 from .check import Failed
 from .driver import COUNT, MOST, SAME, STEPS, Driver, Running, difference, driver_of, samples_of, threat_of
-from .samples import Shape, images, linear_network
+from .samples import Counted, Shape, images, linear_network
 
 
 def check_order(attack: Attack, shape: Shape) -> str:
@@ -87,7 +87,15 @@ class Images:
         return self.x[index]
 
 
-def _engine(driver: Driver, attack: Attack, x: Tensor, *, target: str | int | None = None, size: int = 3) -> Engine:
+def _engine(
+    driver: Driver,
+    attack: Attack,
+    x: Tensor,
+    *,
+    target: str | int | None = None,
+    size: int = 3,
+    max_queries: int | None = None,
+) -> Engine:
     return Engine(
         attack,
         Network(driver.model, n_classes=driver.classes),
@@ -95,8 +103,27 @@ def _engine(driver: Driver, attack: Attack, x: Tensor, *, target: str | int | No
         threat=driver.threat,
         target=target,
         batch_size=size,
+        max_queries=max_queries,
         learned=driver.fit((x.shape[1], x.shape[2], x.shape[3])).learned,
     )
+
+
+def check_limit(attack: Attack, shape: Shape) -> str:
+    """No sample costs more forward passes than it may, by its own count and by the network's."""
+    driver = driver_of(attack, attack.norms[0], shape, alone=False)
+    x = images(COUNT, shape)
+    for limit in (1, 2, 17):
+        engine = _engine(driver, driver.attack, x, max_queries=limit)
+        engine.network.model = counted = Counted(driver.model)
+        with torch.no_grad():
+            found = concat([entry for entry, _ in engine.run() if len(entry.y)])
+        most = int(found.forwards.max())
+        if most > limit or counted.forwards != int(found.forwards.sum()):
+            raise Failed(
+                f"with max_queries={limit} a sample costs {most} forward passes; the network saw {counted.forwards}, "
+                f"{int(found.forwards.sum())} were told"
+            )
+    return "a limit of queries binds"
 
 
 def check_resume(attack: Attack, shape: Shape) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attack import Attack
+from ..attack import Attack, Batch
 from ..errors import AccessError, UserError
 from ..rows import to_tensors
 from ..streams import Stream, content_hashes
 from ..threat import BALLS, Threat
-from .apart import check_order, check_refill, check_resume, check_targets
+from .apart import check_limit, check_order, check_refill, check_resume, check_targets
 from .check import Checks, Failed, plural
 from .driver import COUNT, FITTED, MOST, SAME, STEPS, Driver, Running, difference, driver_of, samples_of, threat_of
 from .samples import (
@@ -46,6 +46,7 @@ def check_behaviour(attack: Attack, checks: Checks, shapes: Sequence[Shape]) -> 
     checks.run("rows", lambda: check_order(attack, shapes[0]))
     checks.run("rows at different steps", lambda: check_refill(driver, shapes[0]))
     checks.run("counts", lambda: _counts(attack, shapes[0]))
+    checks.run("limit", lambda: check_limit(attack, shapes[0]))
     checks.run("resume", lambda: check_resume(attack, shapes[0]))
     if attack.targeted:
         checks.run("targets", lambda: check_targets(attack, shapes[0]))
@@ -216,8 +217,22 @@ def _randomness(driver: Driver, shape: Shape) -> str:
     other = driver.run(driver.batch(x, y, seed=1), steps=STEPS)
     drew = any(difference(a, b) > 0 for a, b in zip(first, other, strict=True))
     if not drew and driver.attack.attempts > 1:
-        raise Failed(f"it states {driver.attack.attempts} attempts, but draws nothing: all of them would be the same")
+        if not _by_attempt(driver, driver.batch(x, y), first):
+            raise Failed(
+                f"it states {driver.attack.attempts} attempts, but neither draws nor looks at batch.attempt: "
+                "all of them would be the same"
+            )
+        return "it draws none; its attempts differ by their number"
     return "same seed, same result; another seed, another result" if drew else "it draws none"
+
+
+def _by_attempt(driver: Driver, batch: Batch, first: list[Running]) -> bool:
+    """Whether some of the next attempts, with the same random numbers, are another than the first."""
+    for number in range(1, min(driver.attack.attempts, 4)):
+        trace = driver.run(dataclasses.replace(batch, attempt=torch.full_like(batch.y, number)), steps=STEPS)
+        if any(difference(a, b) > 0 for a, b in zip(first, trace, strict=False)):
+            return True
+    return False
 
 
 def _counts(attack: Attack, shape: Shape) -> str:

@@ -32,7 +32,7 @@ def load_dataset(
     spec: str,
     *,
     split: str = "test",
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     download: bool = False,
     image_size: int | None = None,
     workers: int = 0,
@@ -60,7 +60,8 @@ def load_dataset(
     source = entry.load()
     if not callable(getattr(source, "load", None)):
         raise UserError(f"--dataset: {spec} must be a class with a static method `load`, got {type(source).__name__}")
-    options = {"split": split, "data_dir": data_dir, "download": download, "image_size": image_size}
+    folder = None if data_dir is None else Path(data_dir)
+    options = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
     if entry.origin == "built-in":
         loaded: Dataset = source.load(argument, **options, workers=workers)
         return loaded

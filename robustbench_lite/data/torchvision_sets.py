@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,22 +16,35 @@ from .source import default_data_dir, no_argument, own_size
 SIDES = {"MNIST": 28, "FashionMNIST": 28, "CIFAR10": 32, "CIFAR100": 32}
 
 
-def fixed_set(
-    name: str,
-    class_name: str,
-    *,
-    argument: str | None,
-    split: str,
-    data_dir: Path | None,
-    download: bool,
-    image_size: int | None,
-) -> Dataset:
-    """torchvision.datasets.CLASS_NAME as a data set in memory; its files are fetched only if `download`.
+class TorchvisionSet:
+    """Base of the sources that torchvision reads; `reads` is the class of torchvision.datasets."""
 
-    Raises UserError where files are missing or damaged, or could not be fetched.
-    """
-    no_argument(name, argument)
-    own_size(name, image_size, shape=(SIDES[class_name],) * 2)
+    name: ClassVar[str]
+    reads: ClassVar[str]
+
+    @classmethod
+    def load(
+        cls,
+        argument: str | None,
+        *,
+        split: str,
+        data_dir: Path | None,
+        download: bool,
+        image_size: int | None,
+        workers: int,
+    ) -> Dataset:
+        """The data set in memory, from the folder in DATA_DIR as torchvision lays it out; see `Source.load`.
+
+        Files are fetched only if `download`. Raises UserError where they are missing or damaged, or could not be
+        fetched.
+        """
+        del workers
+        no_argument(cls.name, argument)
+        own_size(cls.name, image_size, shape=(SIDES[cls.reads],) * 2)
+        return _read(cls.name, cls.reads, split=split, data_dir=data_dir, download=download)
+
+
+def _read(name: str, class_name: str, *, split: str, data_dir: Path | None, download: bool) -> Dataset:
     from torchvision import datasets
 
     cls = getattr(datasets, class_name)

@@ -7,7 +7,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from ..records.specification import eps_text
+from ..records.specification import threat_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def _cells(row: dict[str, Any], *, between: str) -> list[str]:
         between.join(filter(None, (row["defense"], row["defense_options"]))),
         row["dataset"],
         between.join(filter(None, (row["attack"], row["attack_options"], _target(row)))),
-        f"{row['norm']} {eps_text(row['eps'])}",
+        threat_text(row["norm"], row["eps"]),
         str(row["n"]),
         between.join(filter(None, _accuracy(row, "clean"))),
         between.join(filter(None, _accuracy(row, "robust"))),

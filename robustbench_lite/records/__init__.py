@@ -17,6 +17,7 @@ from .specification import (
     ThreatRecord,
     TimesRecord,
     eps_text,
+    threat_text,
 )
 from .summary import summarize, wilson
 
@@ -43,6 +44,7 @@ __all__ = [
     "settle",
     "shard_positions",
     "summarize",
+    "threat_text",
     "wilson",
     "write_run",
 ]

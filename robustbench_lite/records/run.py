@@ -65,7 +65,7 @@ def _canonical(table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(table, sort_keys=keys)).combine_chunks().replace_schema_metadata(None)
 
 
-def run_path(directory: Path, specification: Specification, *, suffix: str = "") -> Path:
+def run_path(directory: Path | str, specification: Specification, *, suffix: str = "") -> Path:
     """`DIRECTORY/runs/RUN_ID[SUFFIX][.shard-I-of-N].parquet`."""
     shard = specification.shard
     tail = f".shard-{shard[0]}-of-{shard[1]}" if shard else ""
@@ -86,7 +86,7 @@ def name_fault(path: Path, specification: Specification) -> str | None:
     return f"the file's name is not that of its specification, {run_path(Path(), specification).name}"
 
 
-def write_run(directory: Path, run: Run, *, suffix: str = "") -> Path:
+def write_run(directory: Path | str, run: Run, *, suffix: str = "") -> Path:
     """Write the run file below the leaderboard folder, whole or not at all; the bytes depend on the run alone.
 
     Raises UserError naming --leaderboard where it cannot be written.
@@ -143,7 +143,7 @@ def _schema_fault(schema: pa.Schema) -> str | None:
     return None
 
 
-def settle(directory: Path, run: Run) -> tuple[Path, str]:
+def settle(directory: Path | str, run: Run) -> tuple[Path, str]:
     """Put a run into a leaderboard folder beside what is there.
 
     Returns the file and `written`; `reproduced` where a file with the same verdicts is there already (it is

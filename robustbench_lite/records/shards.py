@@ -130,7 +130,8 @@ def _remove(paths: Iterable[Path | None]) -> None:
 def join_shards(shards: list[Run]) -> Run:
     """The whole run of all its shards, in the order 1 to N: failed where one failed, sound otherwise.
 
-    Times and calls are summed, warnings united, the earliest start kept. Saved examples stay with the shards.
+    Times and calls are summed, warnings united, the earliest start kept. Saved examples stay with the shards. What an
+    attack learned is the same in every shard, so the whole says the passes of learning it once (`fit_...`).
     Raises RecordError where the shards are not of one run or do not fit together.
     """
     parts = [shard.specification for shard in shards]
@@ -139,7 +140,9 @@ def join_shards(shards: list[Run]) -> Run:
         raise RecordError("shards of different runs under one name")
     calls: Counter[str] = Counter()
     for part in parts:
-        calls.update(part.calls)
+        calls.update({name: count for name, count in part.calls.items() if not name.startswith("fit_")})
+    for name in _unique(name for part in parts for name in part.calls if name.startswith("fit_")):
+        calls[name] = max(part.calls.get(name, 0) for part in parts)
     failed = any(part.status == "failed" for part in parts)
     specification = dataclasses.replace(
         first,

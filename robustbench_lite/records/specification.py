@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import RecordError
 from .schema import NORMS, SCHEMA_VERSION
 
+OWN_LIMITS = "own limits"
 STATUSES = ("complete", "shard", "failed")
 
 
@@ -70,7 +71,8 @@ class DatasetRecord:
 class AttackRecord:
     """The attack with its options as passed and with every field as resolved.
 
-    `minimal`: it looked for the nearest adversarial image, which may lie beyond eps.
+    `minimal`: it looked for the nearest adversarial image, which may lie beyond eps. `own_limits`: its options are its
+    limits, and the threat is the whole box.
     """
 
     name: str
@@ -79,6 +81,7 @@ class AttackRecord:
     source_sha256: str | None = None
     access: str
     minimal: bool = False
+    own_limits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +180,8 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
-        if version == 1:
-            _complete_version_1(raw)
+        if version in (1, 2):
+            _complete(raw)
         specification: Specification = _decode(cls, raw, "specification")
         fault = specification._fault()
         if fault:
@@ -212,7 +215,7 @@ class Specification:
         }
         kept["model"] = _without(plain["model"], "weights", "recipe")
         kept["defenses"] = [_without(defense, "spec", "options") for defense in plain["defenses"]]
-        kept["attack"] = _without(plain["attack"], "options", "minimal")
+        kept["attack"] = _without(plain["attack"], "options", "minimal", "own_limits")
         if self.max_queries is not None:
             kept["max_queries"] = self.max_queries
         return kept
@@ -255,6 +258,15 @@ def eps_text(eps: float) -> str:
     # An eps above 1000 is no fraction of anybody's pixels (and its product may overflow).
     count = round(eps * 255) if abs(eps) < 1000 else 0
     return f"{count}/255" if count >= 1 and abs(eps - count / 255) <= 1e-9 else format(eps, ".6g")
+
+
+def threat_text(norm: str, eps: float) -> str:
+    """The threat in words; norm as in a summary, where it may be that of an attack with limits of its own.
+
+    >>> threat_text("linf", 8 / 255), threat_text(OWN_LIMITS, 1.0)
+    ('linf 8/255', 'own limits')
+    """
+    return norm if norm == OWN_LIMITS else f"{norm} {eps_text(eps)}"
 
 
 def _pairs(options: dict[str, Any], *, prefix: str = "") -> str:
@@ -302,11 +314,14 @@ def _plain(value: Any, where: str) -> Any:
     raise TypeError(f"{where} must be plain, finite JSON, got {value!r}")
 
 
-def _complete_version_1(raw: dict[str, Any]) -> None:
-    """Version 1 knew no minimal attacks and no limit of queries."""
-    raw.setdefault("max_queries", None)
+def _complete(raw: dict[str, Any]) -> None:
+    """Version 1 knew no minimal attacks and no limit of queries, version 2 no limits of an attack's own."""
+    if raw["schema_version"] == 1:
+        raw.setdefault("max_queries", None)
     if isinstance(raw.get("attack"), dict):
-        raw["attack"].setdefault("minimal", False)
+        if raw["schema_version"] == 1:
+            raw["attack"].setdefault("minimal", False)
+        raw["attack"].setdefault("own_limits", False)
 
 
 def _no_constant(name: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from .run import Run
+from .specification import OWN_LIMITS
 
 Z95 = 1.959963984540054
 
@@ -26,6 +27,7 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("n", pa.int64(), nullable=False),
         pa.field("attack", pa.string(), nullable=False),
         pa.field("attack_options", pa.string(), nullable=False),
+        # "own limits", and eps 1, of an attack whose options are its limits
         pa.field("norm", pa.string(), nullable=False),
         pa.field("eps", pa.float64(), nullable=False),
         pa.field("target", pa.string()),
@@ -92,7 +94,7 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
         "n": n,
         "attack": s.attack.name,
         "attack_options": s.attack_options,
-        "norm": s.threat.norm,
+        "norm": OWN_LIMITS if s.attack.own_limits else s.threat.norm,
         "eps": s.threat.eps,
         "target": s.target,
         **_accuracy("clean", sum(correct), n if complete else 0),

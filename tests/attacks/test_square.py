@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import robustbench_lite as rbl
 from robustbench_lite.attack import Batch
-from robustbench_lite.attacks.square import Square, SquareState, _span
+from robustbench_lite.attacks.square import Square, SquareState, _square
 from robustbench_lite.errors import UserError
 from robustbench_lite.streams import Stream
 from robustbench_lite.threat import Threat
@@ -50,13 +50,20 @@ def test_the_side_follows_the_papers_schedule() -> None:
     )
 
 
-def test_spans_reach_every_place_and_never_leave() -> None:
-    side = torch.tensor([1, 3, 7])
-    for drawn in torch.linspace(0, 1 - 1e-7, 50):
-        inside = _span(drawn.expand(3), side, 8)
-        assert torch.equal(inside.sum(1), side)
-    assert _span(torch.tensor([0.0]), torch.tensor([3]), 8)[0].tolist() == [True] * 3 + [False] * 5
-    assert _span(torch.tensor([1 - 1e-7]), torch.tensor([3]), 8)[0].tolist() == [False] * 5 + [True] * 3
+def test_squares_reach_every_place_and_never_leave() -> None:
+    ends = torch.linspace(0, 1 - 1e-7, 40)
+    drawn = torch.cartesian_prod(ends, ends)
+    for side, firsts in ((1, 12 * 8), (3, 10 * 6), (7, 6 * 2)):
+        # Beside a larger one, as samples stand at different steps.
+        sides = torch.full((len(drawn) + 1,), side).index_fill(0, torch.tensor([len(drawn)]), 7)
+        place = _square(torch.cat([drawn, drawn[:1]]), sides, 12, 8)[:-1]
+        down, across = place // 8, place % 8
+        assert (down.amax(1) - down.amin(1) == side - 1).all()
+        assert (across.amax(1) - across.amin(1) == side - 1).all()
+        assert all(len(set(square.tolist())) == side**2 for square in place[::97])
+        assert int(place.amin()) == 0
+        assert int(place.amax()) == 12 * 8 - 1
+        assert len(set(place[:, 0].tolist())) == firsts
 
 
 def test_of_several_proposals_the_best_is_taken() -> None:
@@ -139,6 +146,8 @@ def test_on_one_linear_layer_it_comes_near_the_best_corner(target: str | None) -
         ({"restarts": 0}, "restarts must be >= 1, got 0"),
         ({"share": 0.0}, r"share must be in \(0, 1\], got 0"),
         ({"loss": "mergin"}, "margin"),
+        ({"patience": 0.0}, "patience must be > 0 and the loss margin, got 0 and None"),
+        ({"patience": 1.0, "loss": "ce"}, "patience must be > 0 and the loss margin, got 1 and ce"),
     ],
 )
 def test_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -192,3 +201,38 @@ def test_in_l1_it_beats_noise_by_far_and_never_the_best_point_of_a_linear_layer(
     assert not found.success[gaps > eps * 1.001].any()
     assert int(found.success.sum()) > int(noise.success.sum()) + 10
     assert found.success[gaps < 0.4 * eps].double().mean() > 0.9
+
+
+class Stuck(nn.Module):
+    """Class 0 until the image's mean, `slope` times, passes 1."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = 2 - 2 * self.slope * x.flatten(1).mean(1)
+        return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the probes say what a flat network is
+def test_who_makes_too_little_progress_is_given_up_and_nobody_else() -> None:
+    x, y = torch.full((6, 1, 8, 8), 0.5), torch.zeros(6, dtype=torch.int64)
+
+    def rows(slope: float, **options: Any) -> Any:
+        found = rbl.evaluate(
+            *(Stuck(slope).eval(), x + 0.01 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), y),
+            attack="square",
+            attack_options={"steps": 80, **options},
+            eps=0.3,
+            checks=False,
+        )
+        return found.samples
+
+    # Nothing moves: the first look counts from the start, the second gives up. The clean pass, the start, the proof.
+    assert (rows(0.0, patience=1.0).forwards == 3 + 20).all()
+    assert (rows(0.0).forwards == 3 + 80).all()
+    # Whoever arrives at a steady pace is let go on, to the same end.
+    impatient, patient = rows(1.45, patience=1.0), rows(1.45)
+    assert impatient.success.all()
+    assert impatient.forwards.equals(patient.forwards)

@@ -6,11 +6,15 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from robustbench_lite.cli import main as cli
+from robustbench_lite.cli.evaluate import evaluate
 from robustbench_lite.cli.main import main
+from robustbench_lite.cli.train import train
+from robustbench_lite.cli.transfer import transfer
 from robustbench_lite.cli.wording import as_typed, usage
 
 from .harness import PROGRAM, Rbl, environment
@@ -28,6 +32,23 @@ def test_every_help_has_an_example_that_names_the_command(command: str, rbl: Rbl
     assert said.code == 0 and said.err == ""
     assert "Example" in said.out
     assert f"rbl {command}".strip() in said.out.partition("Example")[2]
+
+
+# The same word for what is given in another form: a part of a training, a table of pairs, any attack or only some.
+OWN_WORDS = {"attack", "batch_size", "figure", "out", "seed"}
+
+
+def test_an_option_of_several_commands_is_declared_once() -> None:
+    declared: dict[str, set[int]] = {}
+    for command in (evaluate, transfer, train):
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            if name not in OWN_WORDS | {"return"}:
+                declared.setdefault(name, set()).add(id(hint.__metadata__[0]))
+    assert {"eps", "samples", "as_json", "data_dir"} <= declared.keys()
+    assert {name for name, declarations in declared.items() if len(declarations) > 1} == set()
+    for name in ("batch_size", "seed"):
+        hints = [get_type_hints(command, include_extras=True)[name] for command in (evaluate, transfer)]
+        assert hints[0].__metadata__[0] is hints[1].__metadata__[0], name
 
 
 def test_help_leaves_what_is_heavy_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lite import Attack, Batch, Query, State, UserError, get_loss
+from robustbench_lite import Attack, Batch, Query, State, UserError, get_loss, per_row
 from robustbench_lite.conformance import check_attack, failed
 
 SHAPES = ((3, 8, 8), (1, 9, 12))
@@ -324,7 +324,20 @@ class Climbs(Honest):
         return State(torch.where(better.reshape(-1, 1, 1, 1), trial, state.candidate))
 
 
-@pytest.mark.parametrize("attack", [Honest, Overwrites, Climbs])
+@dataclass(frozen=True)
+class Corners(Honest):
+    """Draws nothing: each attempt begins at another corner of the ball."""
+
+    @property
+    def attempts(self) -> int:
+        return 2
+
+    def start(self, query: Query, batch: Batch) -> State:
+        side = per_row((1 - 2 * batch.attempt) * batch.ball.eps, batch.ball.x)
+        return State(batch.ball.project(batch.ball.x + 0.1 * side))
+
+
+@pytest.mark.parametrize("attack", [Honest, Overwrites, Climbs, Corners])
 def test_an_honest_one_passes(attack: type[Attack]) -> None:
     assert not failed(check_attack(attack, shapes=SHAPES))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 import robustbench_lite as rbl
 from robustbench_lite.data import load_dataset
+from robustbench_lite.inside import network_inside
 from robustbench_lite.straight import StraightModules, StraightThrough, blocked
 
 EPS = 0.1
@@ -160,6 +162,42 @@ def test_an_attack_of_too_few_steps_is_found_out(base: nn.Module, digits: tuple[
         warnings.simplefilter("ignore")
         found = rbl.evaluate(base, *digits, eps=EPS, attack_options={"steps": 2, "step_size": 0.01})
     assert "more steps" in found.verdict
+
+
+@dataclass(frozen=True)
+class WrongWay(rbl.InferenceDefense):
+    """States a surrogate whose slope points the wrong way."""
+
+    name: ClassVar[str] = "wrong-way"
+    summary: ClassVar[str] = "planted"
+    source: ClassVar[str] = "none"
+    differentiable: ClassVar[bool] = False
+
+    def transform(self, x: Tensor) -> Tensor:
+        return x
+
+    def surrogate(self, x: Tensor) -> Tensor:
+        return 1 - x
+
+
+@pytest.mark.parametrize("defended", [False, True])
+def test_a_transfer_from_the_network_inside_is_told(
+    defended: bool, base: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Where nothing but the gradient of the network inside, without what stands before it, leads anywhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = rbl.evaluate(base, *digits, eps=EPS, defenses=[WrongWay()] if defended else [])
+    assert ("transfer" in found.verdict) == defended
+
+
+def test_the_network_inside_is_the_innermost_that_takes_images(base: nn.Module) -> None:
+    x = torch.rand(2, 1, 32, 32)
+    assert network_inside(base, x) is None
+    for model, name in ((Hot(base), "model"), (Hot(Quantised(base)), "model.model")):
+        found = network_inside(model, x)
+        assert found == (name, base)
+        assert not model._forward_hooks
 
 
 def test_it_may_be_left_out_and_its_passes_are_counted(base: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

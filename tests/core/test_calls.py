@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from robustbench_lite.perturbation import make_attack
 from robustbench_lite.portfolio import Part, Portfolio
 from robustbench_lite.threat import Threat
 
-from .nets import images
+from .nets import images, labels_of, mlp
 
 OPTIONS = {
     "pgd": {"steps": 3, "restarts": 2},
@@ -21,6 +23,21 @@ OPTIONS = {
     "apgd-ce": {"steps": 10, "restarts": 2},
     "apgd-t": {"steps": 5, "classes": 3},
     "square": {"steps": 6, "proposals": 3, "restarts": 2},
+    "bim": {"steps": 3},
+    "di-fgsm": {"steps": 3, "restarts": 2},
+    "jitter": {"steps": 3, "restarts": 2},
+    "mi-fgsm": {"steps": 3},
+    "ni-fgsm": {"steps": 3},
+    "pi-fgsm": {"steps": 3},
+    "r-fgsm": {"steps": 3},
+    "si-ni-fgsm": {"steps": 3, "scales": 2},
+    "ti-fgsm": {"steps": 3, "restarts": 2},
+    "tpgd": {"steps": 3, "restarts": 2},
+    "vmi-fgsm": {"steps": 3, "neighbours": 2, "restarts": 2},
+    "vni-fgsm": {"steps": 3, "neighbours": 2},
+    "noise": {"restarts": 3},
+    "ddn": {"steps": 4},
+    "fmn": {"steps": 4},
 }
 
 
@@ -35,6 +52,33 @@ class Unmoved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.linear(x.flatten(1))
         return logits + torch.tensor([100.0, 0, 0, 0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "norm", "eps"),
+    [
+        ("cw", {"steps": 4, "searches": 2}, "l2", 1.0),
+        ("cw", {"steps": 4, "searches": 2}, "linf", 0.1),
+        ("ead", {"steps": 4, "searches": 2}, "l1", 5.0),
+        ("sigma-zero", {"steps": 4}, "l0", 9.0),
+        ("spatial", {"method": "worst-of-k", "k": 4}, "linf", 1.0),
+    ],
+)
+def test_no_image_costs_more(name: str, options: dict[str, Any], norm: str, eps: float) -> None:
+    """Of those that may end sooner, or whose last image needs no proof."""
+    attack = make_attack(name, options, Threat(norm, eps))
+    said = attack.calls(Threat(norm, eps))
+    assert said is not None
+    x, most = images(6, (1, 8, 8)), (0, 0)
+    for model in (Unmoved(), mlp(shape=(1, 8, 8), scale=8.0)):
+        y = labels_of(model, x)
+        rows = rbl.evaluate(model, x, y, attack=attack, norm=norm, eps=eps, checks=False).samples
+        most = (max(most[0], rows.forwards.max()), max(most[1], rows.backwards.max()))
+    # The clean pass, and at most two proofs: of the nearest image and of the last.
+    assert most[0] - 3 <= said[0] and most[1] <= said[1]
+    if name != "ead":  # whose search ends where it is stuck
+        assert said[0] <= most[0] - 1 and most[1] == said[1]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a network that cannot fall the probes say so

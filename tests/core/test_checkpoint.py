@@ -19,10 +19,11 @@ from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.checkpoint import Checkpoint
 from robustbench_lite.data import from_arrays
 from robustbench_lite.errors import UserError
-from robustbench_lite.evaluation import Interrupted, run_plan
 from robustbench_lite.models import LoadedModel
 from robustbench_lite.plan import Plan
+from robustbench_lite.plan_run import run_plan
 from robustbench_lite.result import Result
+from robustbench_lite.running import Interrupted
 from robustbench_lite.threat import Threat
 
 from .nets import images, labels_of, mlp
@@ -85,7 +86,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 import robustbench_lite.checkpoint as checkpoint
 checkpoint.EVERY, checkpoint._SHARE = 0.0, 1e9
-from robustbench_lite.evaluation import run_plan
+from robustbench_lite.plan_run import run_plan
 from tests.core.test_checkpoint import plan
 run_plan(plan(), leaderboard=Path(sys.argv[2]), progress=lambda state: print(state.done, flush=True))
 """

@@ -207,7 +207,7 @@ def test_rows_count_what_the_network_saw(name: str, eot: int, stop: bool) -> Non
 
 def test_a_failing_pgd_costs_its_steps_and_one_proof_a_restart() -> None:
     model, x = mlp(), images(10)
-    found = run(model, x, labels_of(model, x), PGD(steps=7, restarts=3), Threat("linf", 0.0))
+    found = run(model, x, labels_of(model, x), PGD(steps=7, restarts=3), Threat("linf", 1e-9))
     assert not found["success"].any()
     assert found["backwards"].tolist() == [21] * 10
     assert found["forwards"].tolist() == [1 + 3 * (7 + 1)] * 10

@@ -18,10 +18,11 @@ from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.data import from_arrays
 from robustbench_lite.defenses.bit_depth import BitDepth
 from robustbench_lite.defenses.random_noise import RandomNoise
-from robustbench_lite.evaluation import Progress, run_plan
 from robustbench_lite.models import LoadedModel
 from robustbench_lite.plan import Plan
+from robustbench_lite.plan_run import run_plan
 from robustbench_lite.records.check import check_run
+from robustbench_lite.running import Progress
 from robustbench_lite.threat import Threat
 
 from .nets import Rows, binary, conv, images, labels_of, mlp

@@ -15,15 +15,16 @@ from robustbench_lite.attack import Attack, Batch, State
 from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.data import from_arrays
 from robustbench_lite.errors import AccessError, PluginError, UserError
-from robustbench_lite.evaluation import Interrupted, run_plan
 from robustbench_lite.fitting import FIT_SAMPLES, FitData, fit_attack
 from robustbench_lite.losses import margin
 from robustbench_lite.models import LoadedModel
 from robustbench_lite.network import Network
 from robustbench_lite.perturbation import perturb
 from robustbench_lite.plan import Plan, with_fit_data
+from robustbench_lite.plan_run import run_plan
 from robustbench_lite.portfolio import Portfolio
 from robustbench_lite.query import Query
+from robustbench_lite.running import Interrupted
 from robustbench_lite.surrogate import Surrogate, Transfer
 from robustbench_lite.threat import Threat
 
@@ -230,7 +231,7 @@ def test_killed_after_learning_it_learns_no_second_time_unless_it_must(
 
     whole = plan(model, x, attack=slope_attack(fit))
     with monkeypatch.context() as patch:
-        patch.setattr("robustbench_lite.evaluation._Running.finish", die)
+        patch.setattr("robustbench_lite.plan_run.Running.finish", die)
         with pytest.raises(Killed):
             run_plan(whole, leaderboard=tmp_path)
     file = next((tmp_path / "runs").glob("*.partial")) / "fit.safetensors"
@@ -255,6 +256,22 @@ def test_it_can_be_stopped_while_it_learns(tmp_path: Path) -> None:
         run_plan(plan(model, x, attack=slope_attack(fit)), leaderboard=tmp_path, stop=stop_after(5))
     assert len(asked) == 5
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_transfer_can_be_stopped_while_it_learns_from_its_surrogate(tmp_path: Path) -> None:
+    model, x = mlp(), images(20)
+    asked: list[int] = []
+
+    def fit(query: Query, batch: Batch) -> dict[str, Tensor]:
+        for _ in range(100):
+            query.labels(batch.ball.x)
+            asked.append(1)
+        return {}
+
+    attack = Transfer(slope_attack(fit), (Surrogate(mlp(), "other", "", ""),))
+    with pytest.raises(Interrupted, match="while the attack was learning; nothing is kept"):
+        run_plan(plan(model, x, attack=attack), leaderboard=tmp_path, stop=stop_after(5))
+    assert len(asked) == 5
 
 
 def test_perturb_learns_from_its_own_images() -> None:

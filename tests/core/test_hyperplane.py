@@ -139,7 +139,7 @@ def test_another_box_and_a_gain_of_either_precision(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_out_of_reach_nothing_moves_for_nothing(norm: str) -> None:
-    change = to_hyperplane(norm, torch.full((1, 3), 0.5), torch.tensor([[1.0, 1e-9, -0.5]]), torch.tensor([10.0]))
+    change = to_hyperplane(norm, torch.full((1, 3), 0.5), torch.tensor([[1.0, 1e-11, -0.5]]), torch.tensor([10.0]))
     torch.testing.assert_close(change, torch.tensor([[0.5, 0.0, -0.5]]))
 
 

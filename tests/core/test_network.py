@@ -90,6 +90,23 @@ def test_a_hook_sees_what_is_counted(eot: int, block: int | None) -> None:
         assert rows.count == 11 * eot + 15 + 7 * eot
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_of_several_values_every_gradient_comes_from_one_pass(block: int | None) -> None:
+    model, x = conv(), images(6)
+    network = Network(model, block=block)
+    with frozen(model):
+        each = [network.gradient(x, noise_of(6), lambda z, i=i: z[:, i] - z[:, 0]) for i in (1, 2)]
+        before = network.forward_rows, network.backward_rows
+        both, logits = network.gradient(x, noise_of(6), lambda z: z[:, 1:3] - z[:, :1])
+    rows = 8 if block else 6
+    assert (network.forward_rows - before[0], network.backward_rows - before[1]) == (rows, 2 * rows)
+    assert both.shape == (6, 2, *SHAPE)
+    assert torch.equal(logits, each[0][1])
+    for i, (alone, _) in enumerate(each):
+        assert torch.allclose(both[:, i], alone, atol=1e-7)
+        assert alone.abs().amax() > 0.01
+
+
 def test_gradient_is_that_of_autograd() -> None:
     model, x = conv(), images(5).requires_grad_()
     y = torch.tensor([0, 1, 2, 3, 0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.engine import Engine
 from robustbench_lite.errors import UserError
 from robustbench_lite.network import Network, frozen
-from robustbench_lite.portfolio import Chain, Portfolio, engine_for
+from robustbench_lite.portfolio import Chain, Part, Portfolio, engine_for
+from robustbench_lite.rows import take
 from robustbench_lite.threat import Threat
 
 from .nets import Columns, Rows, TensorSource, differing, images, join, labels_of, make_engine, mlp
@@ -51,7 +52,7 @@ class Nearest(Portfolio):
         return nearing(), PGD(steps=10)
 
 
-def make(attack: Portfolio, *, count: int = 90, threat: Threat = THREAT, **settings: object) -> Chain:
+def make(attack: Portfolio, *, count: int = 90, threat: Threat = THREAT, **settings: Any) -> Chain:
     model = mlp(scale=4.0)
     x = images(count)
     y = labels_of(model, x)
@@ -161,7 +162,7 @@ def test_a_minimal_part_stops_within_eps_and_leaves_nothing_beyond() -> None:
 
 def test_a_limit_of_queries_binds_the_whole() -> None:
     found = finish(make(Three(), max_queries=9))
-    assert int(found["forwards"].max()) <= 10
+    assert int(found["forwards"].max()) <= 9
 
 
 def test_a_run_file_says_the_parts(tmp_path: object) -> None:
@@ -176,3 +177,35 @@ def test_a_run_file_says_the_parts(tmp_path: object) -> None:
 def test_a_portfolio_cannot_train() -> None:
     with pytest.raises(UserError, match="a portfolio of attacks cannot stand here"):
         rbl.perturb(mlp(), images(4), torch.zeros(4, dtype=torch.int64), attack=Three(), eps=0.1)
+
+
+def test_a_search_is_passed_by_where_searches_do_worse_and_what_comes_after_is_not() -> None:
+    gradient, search = PGD(steps=1), Noise()
+    chain = make(Three(), count=4)
+    chain.parts = tuple(
+        (part, "")
+        for part in (
+            Part(gradient),
+            Part(search),
+            Part(search, hope=0.2),
+            Part(gradient, hope=0.2),
+            Part(search, hope=0.1, warm=True),
+        )
+    )
+    entry, _ = next(
+        (entry, x) for entry, x in make(Three(), count=4, threat=Threat("linf", 1e-9)).run() if len(entry.y)
+    )
+    entry = take(entry, torch.zeros(5, dtype=torch.int64))
+    ends = torch.tensor([[0.15, 0.3], [0.15, 0.9], [0.05, 0.9], [0.5, 0.9], [0.5, 0.4]]).double()
+    entry = replace(
+        entry,
+        attacked=torch.ones(5, dtype=torch.bool),
+        success=torch.zeros(5, dtype=torch.bool),
+        margin=torch.ones(5).double(),
+        ends_missing=ends,
+    )
+    chain.part = 1
+    # Near by both; near by gradients alone; the same, and on to the last; by none; nearer without gradients than with.
+    assert chain._next(entry).tolist() == [2, 3, 3, 5, 2]
+    chain.part = 3
+    assert chain._next(entry).tolist() == [5, 5, 4, 5, 4]

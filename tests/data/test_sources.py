@@ -114,6 +114,17 @@ def test_cifar_pickles(name: str, classes: int, cifar_folder: Make, pixels: Make
     assert torch.equal(everything(train), torch.from_numpy(expected) / 255)
 
 
+def test_what_torchvision_reads_is_loaded_in_one_place() -> None:
+    loads = [registry.load("datasets", name).load for name in ("mnist", "fashion-mnist", "cifar10", "cifar100")]
+    assert len({load.__func__ for load in loads}) == 1
+
+
+def test_a_folder_may_be_a_text(idx_folder: Make) -> None:
+    root = idx_folder("MNIST")
+    given = [everything(load_dataset("mnist", data_dir=folder)) for folder in (root, str(root), f"{root}/MNIST")]
+    assert torch.equal(given[0], given[1]) and torch.equal(given[0], given[2])
+
+
 def test_default_folder_is_in_the_cache(idx_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     root = idx_folder("MNIST")
     (root / "data").mkdir()

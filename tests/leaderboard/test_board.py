@@ -259,6 +259,18 @@ def test_shards_in_one_folder_are_put_together_by_build(tmp_path: Path) -> None:
     assert frame.n.item() == 40
 
 
+def test_what_every_shard_learned_costs_the_whole_once(tmp_path: Path) -> None:
+    calls = {"forwards": 0, "backwards": 0, "check_forwards": 0, "fit_forwards": 60, "fit_backwards": 50}
+    shards = [make_shard(number, 3, calls=calls) for number in (1, 2, 3)]
+    for shard in shards:
+        settle(tmp_path, shard)
+    build(tmp_path)
+    whole = read_run(next((tmp_path / "runs").iterdir())).specification.calls
+    assert (whole["fit_forwards"], whole["fit_backwards"]) == (60, 50)
+    for name in ("forwards", "backwards", "check_forwards"):
+        assert whole[name] == sum(shard.specification.calls[name] for shard in shards) > 0
+
+
 def test_a_missing_shard_is_incomplete_and_never_robust(tmp_path: Path) -> None:
     settle(tmp_path, make_shard(1, 3))
     settle(tmp_path, make_shard(3, 3))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from robustbench_lite.errors import UserError
 from robustbench_lite.leaderboard import build, select, to_csv, to_json, to_markdown, to_rich
-from robustbench_lite.records import ModelRecord, ThreatRecord, settle
+from robustbench_lite.records import AttackRecord, ModelRecord, ThreatRecord, settle
 
 from ..records.run_builder import defense, make_run
 
@@ -136,6 +137,20 @@ def test_markdown_of_a_failed_run_claims_nothing(frame: pd.DataFrame) -> None:
     line = to_markdown(select(frame, ["status=failed"])).splitlines()[2]
     assert line.startswith("| mlp[red]\\| | none | digits | pgd steps=5 | linf 8/255 | 9 | - | - |")
     assert line.endswith("| failed |")
+
+
+def test_limits_of_its_own_are_no_norm(tmp_path: Path) -> None:
+    """The whole box, which is what the threat is then, would read as the hardest of all."""
+    spatial = AttackRecord(name="spatial", access="label", own_limits=True)
+    settle(tmp_path, make_run(attack=spatial, threat=ThreatRecord(norm="linf", eps=1.0)))
+    settle(tmp_path, make_run(threat=ThreatRecord(norm="linf", eps=1.0)))
+    board = build(tmp_path)[0]
+    for attack, words in (("spatial", "| spatial | own limits |"), ("pgd", "| pgd steps=5 | linf 1 |")):
+        assert words in to_markdown(select(board, [f"attack={attack}"]))
+    assert list(select(board, ["norm=linf"]).attack) == ["pgd"]
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(to_rich(board))
+    assert "own limits" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_targets_are_told_apart(frame: pd.DataFrame) -> None:

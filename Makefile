@@ -25,7 +25,7 @@ setup: .venv/installed  ## everything installed into .venv, once
 	@touch $@
 
 evaluate: .venv/installed  ## robust accuracy of a ResNet-18 on real digits under PGD
-	@$(BIN)/rbl evaluate --model resnet18 --attack pgd --leaderboard results
+	@$(BIN)/rbl evaluate --model resnet18 --attack pgd
 
 test: .venv/installed  ## the tests, in a few minutes
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal

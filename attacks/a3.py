@@ -176,7 +176,7 @@ class A3(Attack):
         rounds, restarts = plan.rounds.to(batch.y.device), plan.restarts.to(batch.y.device)
         stream = batch.stream.child("direction")
         w = stream.uniform((classes,), draw=restarts) * 2 - 1
-        signs = batch.learned.get("signs", torch.zeros(2))
+        signs = batch.learned.get("signs", w.new_zeros(2))
         final = rounds >= _FINAL
         # The authors' bounds at the label, and how many wrong classes come in turn.
         least = torch.where(final, -0.8, -0.1 if signs[1] > 0 else -0.5)

@@ -23,11 +23,12 @@ _RADII, _BEGINS = (3.0, 2.0, 1.0), (0.0, 0.3, 0.6)
 class APGDState(State):
     """`candidate` is the present iterate x^(k), in l1 drawn into the ball, for there the first phases leave it.
 
-    iterate: x^(k); previous: x^(k-1); gradient: at the iterate; loss: (N,) there. best, best_gradient, best_loss: where
-    the loss was largest. aim: (N,) int64, the class that the attack chose, -1 for none. step_size: (N,) in the
-    norm. rises: (N,) int64, steps since the last checkpoint that raised the loss. checked_loss: (N,) best loss at
-    that checkpoint; reduced: (N,) bool, whether the step was halved there. In l1 only, changed: (N,) pixels that
-    the best changed at the last checkpoint; density: (N,) share of the pixels that a step moves.
+    iterate: x^(k); previous: x^(k-1); gradient: at the iterate; loss: (N,) where the last step led. best,
+    best_gradient, best_loss: where the loss was largest. aim: (N,) int64, the class that the attack chose, -1 for
+    none. step_size: (N,) in the norm. rises: (N,) int64, steps since the last checkpoint that raised the loss.
+    checked_loss: (N,) best loss at that checkpoint; reduced: (N,) bool, whether the step was halved there, true before
+    the first. In l1 only, changed: (N,) pixels that the best changed at the last checkpoint; density: (N,) share of
+    the pixels that a step moves.
     """
 
     iterate: Tensor
@@ -159,7 +160,7 @@ class APGD(Attack):
             step_size=first * ball.eps,
             rises=torch.zeros_like(aim),
             checked_loss=loss,
-            reduced=torch.zeros_like(aim, dtype=torch.bool),
+            reduced=torch.ones_like(aim, dtype=torch.bool),
             changed=none + x[0].numel() if len(x) else none,
             density=none + 0.2,
         )
@@ -182,7 +183,7 @@ class APGD(Attack):
         due = width > 0
         if not due.any():
             return state
-        few_rises = state.rises < self.rho * width
+        few_rises = state.rises <= self.rho * width
         stuck = ~state.reduced & (state.best_loss <= state.checked_loss)
         halve = due & (few_rises | stuck)
         return replace(
@@ -243,11 +244,14 @@ class APGDCE(APGD):
     """Auto-PGD on the cross entropy (Croce and Hein 2020, arXiv:2003.01690, section 3).
 
     steps: gradient steps, >= 1. restarts: random starts tried until one succeeds, >= 1. momentum: weight of the
-    last move against the present one, in [0, 1], 0 for none (1 - alpha in the paper, alpha 0.75). rho: share of the
-    steps between two checkpoints that must raise the loss for the step size to stay, in [0, 1].
+    last move against the present one, in [0, 1], 0 for none (1 - alpha in the paper, alpha 0.75). rho: the step size
+    stays where more than this share of the steps between two checkpoints raised the loss, in [0, 1].
     The first step is 2 eps long. Checkpoints lie after 22 % of the steps, then at distances shorter by 3 % each
     time down to 6 %; where the loss stagnates the step is halved and the best point taken up again.
-    Departures: the start is random as in the authors' code; `ce` orders images as cross entropy does without its
+    Departures: as in the authors' code the start is random, the step is also halved where just that share of steps
+    raised the loss (the paper: where fewer did), a step counts as a rise against the one before it even where that
+    one was taken back at a checkpoint, and the first checkpoint looks at the rises alone. The first step is compared
+    with the start, as in the paper; their code compares it with 0. `ce` orders images as cross entropy does without its
     underflow (see robustbench_lite.losses). In l1: Croce and Hein 2021 (arXiv:2103.01208).
     """
 
@@ -300,7 +304,6 @@ def _to_best(state: APGDState, which: Tensor) -> APGDState:
         state,
         iterate=_where(which, state.best, state.iterate),
         gradient=_where(which, state.best_gradient, state.gradient),
-        loss=torch.where(which, state.best_loss, state.loss),
     )
 
 

@@ -13,6 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.filters import smoothed
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Amount(Attack):
     def length(self) -> int:
         """One amount a step."""
         return self.steps + self.bisections
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A query a step."""
+        return self.length, 0
 
     def changed(self, x: Tensor, amount: Tensor) -> Tensor:
         """The images (N, C, H, W) by these amounts (N,) float64 in [0, 1], where 0 changes nothing."""
@@ -172,6 +177,10 @@ class Colour(Attack):
     def length(self) -> int:
         """The tries."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """A query a shift."""
+        return self.steps, 0
 
     def start(self, query: Query, batch: Batch) -> ColourState:
         """The image itself."""

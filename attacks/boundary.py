@@ -10,10 +10,12 @@ from torch import Tensor
 
 from robustbench_lite.attack import Access, Attack, Batch, State
 from robustbench_lite.attacks.labels_only import at_goal, find_start, random_directions, to_boundary
+from robustbench_lite.attacks.lengths import euclidean
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
+from robustbench_lite.threat import Threat
 
 _BISECTIONS = 10
 _SMALLEST = 1e-7  # below it a step is lost in rounding
@@ -74,6 +76,10 @@ class Boundary(Attack):
         """One move a step."""
         return self.steps
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """The tries, the bisection, and in each step the proposals and one that goes along the sphere alone."""
+        return self.tries + _BISECTIONS + self.steps * (self.proposals + 1), 0
+
     def start(self, query: Query, batch: Batch) -> BoundaryState:
         """The boundary between a random image of another label and the clean one."""
         image, found = find_start(query, batch, self.tries)
@@ -97,12 +103,16 @@ class Boundary(Attack):
         along = along.add_(ball.x.unsqueeze(1)).clamp_(ball.low, ball.high)
         first = along[:, 0].clone()
         inward = along.sub_(ball.x.unsqueeze(1))
-        shorter = (1 - state.source[rows]) * _length(outward)[:, 0] / _length(inward).clamp_min(1e-12).T
+        shorter = (
+            (1 - state.source[rows]) * euclidean(outward, axis=2)[:, 0] / euclidean(inward, axis=2).clamp_min(1e-12).T
+        )
         asked = inward.mul_(shorter.T.clamp_max(1)[:, :, None, None, None].float()).add_(ball.x.unsqueeze(1))
         hit = at_goal(query, batch, torch.cat([asked.flatten(0, 1), first]), torch.cat([each, rows]))
         hits, edge = hit[: len(each)].reshape(-1, many), hit[len(each) :]
         which = hits.int().argmax(1)
-        moved = torch.where(per_row(hits.any(1), image), asked[torch.arange(len(rows)), which], image)
+        moved = torch.where(
+            per_row(hits.any(1), image), asked[torch.arange(len(rows), device=rows.device), which], image
+        )
         grown = torch.exp(self.rate * (edge.float() - 0.5))
         spherical = (state.spherical[rows] * grown).clamp(_SMALLEST, 1.0)
         source = state.source[rows] * torch.exp(self.rate * many * (hits.float().mean(1) - 0.25))
@@ -120,16 +130,11 @@ class Boundary(Attack):
 
 def on_sphere(outward: Tensor, way: Tensor, share: Tensor) -> Tensor:
     """As long as `outward` (N, 1, C, H, W), turned towards each `way` (N, M, C, H, W) by the arc tangent of `share`."""
-    squared = _length(outward).square().clamp_min(1e-24)
+    squared = euclidean(outward, axis=2).square().clamp_min(1e-24)
     dot = (way.double() * outward).flatten(2).sum(2)
     way = way - outward * _wide(dot / squared)
-    size = share.double().unsqueeze(1) * squared.sqrt() / _length(way).clamp_min(1e-12)
+    size = share.double().unsqueeze(1) * squared.sqrt() / euclidean(way, axis=2).clamp_min(1e-12)
     return (outward + way * _wide(size)) / (1 + share.square())[:, None, None, None, None].sqrt()
-
-
-def _length(delta: Tensor) -> Tensor:
-    """Of images (N, M, C, H, W): (N, M) float64."""
-    return delta.flatten(2).double().square().sum(2).sqrt()
 
 
 def _wide(values: Tensor) -> Tensor:

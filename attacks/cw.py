@@ -13,7 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
-from robustbench_lite.threat import Threat
+from robustbench_lite.threat import Ball, Threat
 
 # Of (-1, 1), the range of tanh, what the box takes: nearer to its ends the slope vanishes and black pixels stay black.
 _RANGE = 0.999
@@ -141,7 +141,7 @@ class CW(Attack):
             c=zero + (self.c or 0.0),
             little=zero,
             enough=far,
-            tau=zero + 1.0,
+            tau=zero + (batch.ball.high - batch.ball.low),
             nearest=far,
             before=far,
             found=none > 0,
@@ -170,7 +170,7 @@ class CW(Attack):
         weight = torch.where(short > 0, -state.c, 0.0).float()
         push = answer.gradient.mul_(per_row(weight, x)).add_(pull)
         state = replace(
-            self._adam(state, push),
+            self._adam(state, push, batch.ball),
             candidate=torch.where(per_row(nearer, x), state.image, state.candidate),
             nearest=torch.where(nearer, distance, state.nearest),
             stalled=stalled,
@@ -194,7 +194,9 @@ class CW(Attack):
             # The penalty pulls back all at once what is past tau: smaller steps.
             c, step_size = 5 * total / square, 2 / 3 * short / total
         else:
-            bend = (1 - ((2 * batch.ball.x.flatten(1).double() - 1) * _RANGE).square()).square().sum(1).sqrt()
+            half = (batch.ball.high - batch.ball.low) / 2
+            turned = ((batch.ball.x.flatten(1).double() - batch.ball.low) / half - 1) * _RANGE
+            bend = (1 - turned.square()).square().sum(1).sqrt() * (2 * half)
             c, step_size = 8 * short / square, 2 * short / square.sqrt() / bend
         c, step_size = c.clamp(1e-6, 1e9), (self.pace * step_size).clamp(1e-4, _LARGEST_STEP)
         if batch.ball.norm == "l0":
@@ -205,17 +207,19 @@ class CW(Attack):
             state = replace(state, step_size=torch.where(first, step_size, state.step_size))
         return state
 
-    def _adam(self, state: CWState, push: Tensor) -> CWState:
+    def _adam(self, state: CWState, push: Tensor, ball: Ball) -> CWState:
         """The iterate moved against `push`, the objective's gradient in the image, which is overwritten."""
-        turned = state.image.mul(2).sub_(1).mul_(_RANGE)  # tanh of the variable
-        push.mul_(turned.square().neg_().add_(1)).div_(2 * _RANGE)
+        half = (ball.high - ball.low) / 2
+        turned = state.image.sub(ball.low).div_(half).sub_(1).mul_(_RANGE)  # tanh of the variable
+        push.mul_(turned.square().neg_().add_(1)).div_(_RANGE / half)
         age = state.age + 1
         first = state.first.mul(0.9).add_(push, alpha=0.1)
         second = state.second.mul(0.999).add_(push.square_(), alpha=0.001)
         scale = state.step_size * (1 - 0.999 ** age.double()).sqrt() / (1 - 0.9 ** age.double())
         move = (first / second.sqrt().add_(1e-12)).mul_(per_row(-scale.float(), first)).clamp_(-0.9, 0.9)
         # tanh(a + b) = (tanh a + tanh b) / (1 + tanh a tanh b): no tanh to compute, whose last bit is the processor's.
-        image = move.add(turned).div_(move.mul_(turned).add_(1)).div_(_RANGE).add_(1).div_(2).clamp_(0, 1)
+        image = move.add(turned).div_(move.mul_(turned).add_(1)).div_(_RANGE).add_(1).mul_(half).add_(ball.low)
+        image = image.clamp_(ball.low, ball.high)
         if state.free.shape[1]:
             image = torch.where(state.free, image, state.image)
         return replace(state, image=image, first=first, second=second, age=age)

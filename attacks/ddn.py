@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.attacks.lengths import euclidean
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss, reached
 from robustbench_lite.query import Query
@@ -79,14 +80,12 @@ class DDN(Attack):
             direction = torch.where(per_row(still, x), random, direction)
         turn = math.pi * batch.step.double() / self.steps
         size = 0.01 + 0.99 * (1 + torch.cos(turn)) / 2
-        delta = (state.candidate - x).double() + direction.double() * per_row(size / _length(direction), direction)
+        delta = (state.candidate - x).double() + direction.double() * per_row(
+            size / euclidean(direction).clamp_min(1e-300), direction
+        )
         inside = reached(answer.logits, batch.y, batch.targets)
         norm = state.norm * torch.where(inside, 1 - self.gamma, 1 + self.gamma)
         # No sphere reaches beyond the farthest corner of the box.
-        norm = torch.minimum(norm, _length(torch.maximum(x, 1 - x)).float())
-        moved = x.double() + delta * per_row(norm.double() / _length(delta), delta)
+        norm = torch.minimum(norm, euclidean(torch.maximum(x - batch.ball.low, batch.ball.high - x)).float())
+        moved = x.double() + delta * per_row(norm.double() / euclidean(delta).clamp_min(1e-300), delta)
         return DDNState(batch.ball.project(moved.float()), norm)
-
-
-def _length(x: Tensor) -> Tensor:
-    return x.flatten(1).double().square().sum(1).sqrt().clamp_min(1e-300)

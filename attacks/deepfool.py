@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.attacks.linear_models import difference
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 _ROWS = 2048  # gradients of one question
 
@@ -58,6 +60,10 @@ class DeepFool(Attack):
         """One linear model a step."""
         return self.steps
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """In each step a look at where it is, and a pass with a gradient for each class."""
+        return 2 * self.steps, self.classes * self.steps
+
     def start(self, query: Query, batch: Batch) -> DeepFoolState:
         """The image itself."""
         x = batch.ball.x
@@ -84,11 +90,6 @@ class DeepFool(Attack):
         return state.done
 
 
-def _difference(logits: Tensor, y: Tensor, _: Tensor | None, other: Tensor) -> Tensor:
-    """The logits of classes (M, L) above that of the label."""
-    return logits.gather(1, other) - logits.gather(1, y.unsqueeze(1))
-
-
 def _parts(rows: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The rows, with their places, in parts whose questions are not too large."""
     places = torch.split(torch.arange(len(rows), device=rows.device), max(1, _ROWS // order.shape[1]))
@@ -97,8 +98,8 @@ def _parts(rows: Tensor, order: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _nearest(query: Query, batch: Batch, x: Tensor, rows: Tensor, order: Tensor) -> Tensor:
     """The step of each sample at `rows` to its nearest linear boundary with a class of `order` (M, L)."""
-    answer = query.gradient(x[rows], _difference, order, rows=rows)
-    gap = _difference(answer.logits, batch.y[rows], None, order).double().abs()
+    answer = query.gradient(x[rows], difference, order, rows=rows)
+    gap = difference(answer.logits, batch.y[rows], None, order).double().abs()
     slope = answer.gradient.flatten(2).double()
     dual = slope.abs().sum(2) if batch.ball.norm == "linf" else slope.square().sum(2).sqrt()
     best = (gap / dual.clamp_min(1e-300)).argmin(1)

@@ -13,7 +13,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
-from robustbench_lite.threat import Threat
+from robustbench_lite.threat import Ball, Threat
 
 _RULES = ("L1", "EN")
 
@@ -115,10 +115,10 @@ class EAD(Attack):
         size = per_row((self.step_size * left).float(), x)
         weight = torch.where(short > 0, -state.c, 0.0).float()
         push = answer.gradient.mul_(per_row(weight, x)).add_(ahead, alpha=2)
-        moved = _shrink(state.slack - push.mul_(size), x, self.beta)
+        moved = _shrink(state.slack - push.mul_(size), batch.ball, self.beta)
         age = state.age + 1
         momentum = per_row((state.age.double() / (age + 2)).float(), x)
-        slack = (moved + (moved - state.image).mul_(momentum)).clamp_(0, 1)
+        slack = (moved + (moved - state.image).mul_(momentum)).clamp_(batch.ball.low, batch.ball.high)
         objective = elastic + state.c * short
         looks = state.age % max(1, self.steps // 10) == 0
         stuck = looks & ~(objective <= state.least * (1 - 1e-4))
@@ -158,7 +158,7 @@ class EAD(Attack):
         )
 
 
-def _shrink(image: Tensor, x: Tensor, by: float) -> Tensor:
+def _shrink(image: Tensor, ball: Ball, by: float) -> Tensor:
     """Each pixel's change shortened by `by`, what is left of it kept in the box (eq. 5)."""
-    change = image - x
-    return (x + change.sign() * (change.abs() - by).clamp_min(0)).clamp_(0, 1)
+    change = image - ball.x
+    return (ball.x + change.sign() * (change.abs() - by).clamp_min(0)).clamp_(ball.low, ball.high)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.attacks.lengths import length
+from robustbench_lite.attacks.linear_models import Boundary, difference, nearest_boundary
 from robustbench_lite.errors import UserError
 from robustbench_lite.hyperplane import to_hyperplane
 from robustbench_lite.losses import margin, reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, put, take
+from robustbench_lite.threat import Threat
 
-_ROWS = 256  # images of one question
-_DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}  # the authors' eps of random starts
 
 
@@ -42,26 +43,6 @@ class FABState(State):
 
 
 @dataclass(frozen=True)
-class Boundary:
-    """A linear boundary for each of M images: how far beyond it (in logits, (M,) float64), and its normal.
-
-    way: (M,) float64, the distance by the linear model. near: (M,) int64, the class on its other side. slope: (M, K)
-    float64, the dual norm of each class's normal when it was last asked for, inf for never.
-    """
-
-    gap: Tensor
-    normal: Tensor
-    way: Tensor
-    near: Tensor
-    slope: Tensor
-
-    def or_nearer(self, other: Boundary) -> Boundary:
-        """This where it is nearer than the other, which is of the same images and knows no more slopes."""
-        rows = (other.way <= self.way).nonzero()[:, 0]
-        return put(self, rows, replace(take(other, rows), slope=self.slope[rows]))
-
-
-@dataclass(frozen=True)
 class FAB(Attack):
     """The nearest adversarial image without a step size (Croce and Hein 2020, arXiv:1907.02044, algorithm 1).
 
@@ -75,7 +56,7 @@ class FAB(Attack):
     pass each. restarts: those after the first begin at a random point, half as far as the nearest image so far, and
     no farther than half of 0.3 (linf), 1 (l2) or 5 (l1). slack: a restart's first step asks every wrong class for its
     gradient; a later one those whose boundary would be the nearest, had their gradients grown by this factor since
-    they were last asked, >= 1, by default 4 in linf and 10 in l2 and l1; inf asks all, as the paper does.
+    they were last asked, >= 1, by default 4 in linf and 10 in l2 and l1; 1e30 asks all, as the paper does.
     Departures: slack, which spares most gradients at no measured loss; a target has the boundary with the
     largest other logit, which moves with the iterate, and what counts is to be at the target.
     """
@@ -195,7 +176,7 @@ class FAB(Attack):
             low=ball.low,
             high=ball.high,
         )
-        here, there = torch.split(_length(change, ball.norm).clamp_min(1e-8), len(rows))
+        here, there = torch.split(length(change, ball.norm).clamp_min(1e-8), len(rows))
         alpha = per_row((here / (here + there)).clamp_max(self.alpha_max).float(), x)
         mine, its = torch.split(change.mul_(self.eta), len(rows))
         return ((now + mine) * (1 - alpha) + (x + its) * alpha).clamp_(ball.low, ball.high)
@@ -253,6 +234,11 @@ class FABT(FAB):
         """The linear models of every class, then the final search."""
         return self.classes * self.steps + self.search
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """At the start, for each linear model a gradient and a look at where it leads, and the final search."""
+        models = self.classes * self.steps
+        return self.restarts * (1 + 2 * models + self.search), self.restarts * models
+
     def _classes(self, logits: Tensor, batch: Batch) -> Tensor:
         order = logits.scatter(1, batch.y.unsqueeze(1), float("-inf")).argsort(dim=1, descending=True, stable=True)
         return order[:, : min(self.classes, logits.shape[1] - 1)]
@@ -272,37 +258,6 @@ class FABT(FAB):
         return Boundary(gap, answer.gradient, gap, aim, state.slope[rows])
 
 
-def difference(logits: Tensor, y: Tensor, _: Tensor | None, other: Tensor) -> Tensor:
-    """The logit of a class above that of the label."""
-    return (logits.gather(1, other.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1)))[:, 0]
-
-
-def nearest_boundary(
-    query: Query, batch: Batch, x: Tensor, asked: Tensor, *, rows: Tensor, norm: str, slope: Tensor | None = None
-) -> tuple[Boundary, Tensor]:
-    """The boundary nearest in `norm` of those with the classes `asked` (M, K) bool, of images x at `rows`; the logits.
-
-    At least one class is asked of each image, a gradient for each. slope: the sizes known so far, (M, K).
-    """
-    way = torch.full(rows.shape, float("inf"), dtype=torch.float64, device=rows.device)
-    gap, normal, near = torch.zeros_like(way), torch.zeros_like(x), torch.zeros_like(rows)
-    logits = torch.zeros_like(asked, dtype=x.dtype)
-    slope = torch.full_like(logits, float("inf"), dtype=torch.float64) if slope is None else slope.clone()
-    for pairs in torch.split(asked.nonzero(), _ROWS):
-        at, other = pairs.unbind(1)
-        answer = query.gradient(x[at], difference, other, rows=rows[at])
-        above = difference(answer.logits, batch.y[rows[at]], None, other).double()
-        size = _length(answer.gradient, _DUAL[norm])
-        far = above.abs() / (size + 1e-12)
-        least = way.scatter_reduce(0, at, far, "amin")
-        best = ((far == least[at]) & (far < way[at])).nonzero()[:, 0]
-        best = best[torch.cat([best.new_ones(1), at[best].diff()]) > 0] if len(best) else best  # of equals the first
-        way, to = least, at[best]
-        gap[to], normal[to], near[to] = above[best], answer.gradient[best], other[best]
-        slope[at, other], logits[at] = size, answer.logits
-    return Boundary(gap, normal, way, near, slope), logits
-
-
 def _begin(query: Query, batch: Batch) -> Tensor:
     """The image; in a restart a random point half as far as the nearest so far, at most half of the authors' eps."""
     ball, again = batch.ball, batch.attempt > 0
@@ -311,7 +266,7 @@ def _begin(query: Query, batch: Batch) -> Tensor:
     stream, shape = batch.stream.child("start"), ball.x.shape[1:]
     way = stream.normal(shape, batch.step) if ball.norm == "l2" else 2 * stream.uniform(shape, batch.step) - 1
     reach = torch.where(again, query.nearest.clamp_max(_REACH[ball.norm]) / 2, 0)
-    moved = ball.x + way * per_row((reach / _length(way, ball.norm).clamp_min(1e-30)).float(), way)
+    moved = ball.x + way * per_row((reach / length(way, ball.norm).clamp_min(1e-30)).float(), way)
     return moved.clamp_(ball.low, ball.high)
 
 
@@ -319,13 +274,3 @@ def _put(old: Tensor, where: Tensor, new: Tensor) -> Tensor:
     """The images `new` at the rows `where` (N,) bool, the old ones elsewhere; faster than a choice by pixel."""
     rows = where.nonzero()[:, 0]
     return old.index_copy(0, rows, new[rows]) if len(rows) else old
-
-
-def _length(change: Tensor, norm: str) -> Tensor:
-    """The norm of each row, (N,) float64."""
-    flat = change.flatten(1)
-    if norm == "linf":
-        return flat.abs().amax(1).double()
-    if norm == "l2":
-        return flat.square().sum(1, dtype=torch.float64).sqrt()
-    return flat.abs().sum(1, dtype=torch.float64)

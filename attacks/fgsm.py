@@ -11,6 +11,7 @@ from robustbench_lite.attack import Attack, Batch, State
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class FGSM(Attack):
     def length(self) -> int:
         """One gradient."""
         return 1
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """One gradient; in l1 a look at the other step."""
+        return (2 if threat.norm == "l1" else 1), 1
 
     def start(self, query: Query, batch: Batch) -> State:
         """The image itself."""

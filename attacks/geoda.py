@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Access, Attack, Batch, State
+from robustbench_lite.attacks.cosines import cosines
 from robustbench_lite.attacks.labels_only import (
     at_goal,
     estimated_normal,
@@ -129,13 +128,3 @@ class GeoDA(Attack):
             return waves
 
         return estimated_normal(query, batch, image, rows, counts=counts, offsets=offsets)
-
-
-@functools.lru_cache(maxsize=64)
-def cosines(count: int, length: int) -> Tensor:
-    """The `count` lowest waves of the cosine transform (type II) as orthonormal columns, (length, count)."""
-    place, wave = torch.arange(length).double().unsqueeze(1) + 0.5, torch.arange(count).double()
-    columns: Tensor = torch.cos(math.pi * place * wave / length) * (2 / length) ** 0.5
-    columns[:, 0] /= 2**0.5
-    found: Tensor = columns.float()
-    return found

@@ -21,8 +21,10 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
+from robustbench_lite.threat import Threat
 
 _HALVINGS = 20
+_MOST_ROUNDS = 24  # of a bisection, beyond which float32 tells no points apart
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ class HopSkipJump(Attack):
         """One gradient estimate a step."""
         return self.steps
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """At most: the tries and a bisection, and in each step the estimate, the way along it and a bisection."""
+        estimates = sum(self._count(step) for step in range(self.steps))
+        return self.tries + estimates + self.steps * _HALVINGS + (1 + self.steps) * _MOST_ROUNDS, 0
+
+    def _count(self, step: int) -> int:
+        """The queries of a step's estimate."""
+        return min(int(self.directions * (step + 1) ** 0.5), self.most_directions)
+
     def start(self, query: Query, batch: Batch) -> HopSkipJumpState:
         """The boundary between a random image of another label and the clean one."""
         image, found = find_start(query, batch, self.tries)
@@ -101,7 +112,7 @@ class HopSkipJump(Attack):
     def _rounds(self, batch: Batch) -> int:
         """Bisections until the share of the way is known to gamma d^-3/2, in linf gamma d^-2."""
         power = 2.0 if batch.ball.norm == "linf" else 1.5
-        return min(24, max(1, math.ceil(power * math.log2(batch.ball.x[0].numel()) - math.log2(self.gamma))))
+        return min(_MOST_ROUNDS, max(1, math.ceil(power * math.log2(batch.ball.x[0].numel()) - math.log2(self.gamma))))
 
     def _gradient(self, query: Query, batch: Batch, image: Tensor, rows: Tensor, radius: Tensor) -> Tensor:
         """Equations 16 and 17: directions weighted by their labels, less the mean label; of any length."""

@@ -12,6 +12,7 @@ from robustbench_lite.attack import Attack, Batch, State
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import reached
 from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
 _TABLE = 2**22  # pairs looked at in one go
 
@@ -69,6 +70,10 @@ class JSMA(Attack):
     def length(self) -> int:
         """One Jacobian a step, and a look at the last iterate."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """The class aimed at, and two gradients a step."""
+        return 1 + 2 * self.steps, 2 * self.steps
 
     def start(self, query: Query, batch: Batch) -> JSMAState:
         """The image itself, and the class to aim at."""

@@ -36,17 +36,38 @@ def find_start(
     1, 1, 2, 4, ... and at most 64 at a time, each a query, `tries` in all; the first that is at the goal is taken.
     known: what an earlier search returned; only samples without an image are asked about.
     """
+
+    def noise(ball: Ball, stream: Stream, draw: Tensor) -> Tensor:
+        return _noise(ball, stream.child("start"), draw, batch.targets)
+
+    return first_at_goal(query, batch, tries, noise, known=known)
+
+
+def first_at_goal(
+    query: Query,
+    batch: Batch,
+    tries: int,
+    make: Callable[[Ball, Stream, Tensor], Tensor],
+    *,
+    known: tuple[Tensor, Tensor] | None = None,
+    growing: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The first image at the goal of `tries` a sample, and whether there is one, (N,) bool; where not, the clean image.
+
+    make(ball, stream, draw): image number `draw` (M,) of each row. Asked 1, 1, 2, 4, ... at a time, or where not
+    `growing` 64 at once, each a query. known: as for `find_start`.
+    """
     none = torch.zeros_like(batch.y, dtype=torch.bool)
     image, found = (batch.ball.x.clone(), none) if known is None else (known[0].clone(), known[1].clone())
     done = 0
     while done < tries and not found.all():
         left = (~found).nonzero()[:, 0]
-        count = min(max(1, done), 64, tries - done)
+        count = min(max(1, done) if growing else 64, 64, tries - done)
         # In parts, so that no more than a few thousand images are made at a time.
         for part in torch.split(left, max(1, 2048 // count)):
             rows = part.repeat_interleave(count)
             draw = done + torch.arange(count, device=rows.device).repeat(len(part))
-            noise = _noise(take(batch.ball, rows), Stream(batch.stream.keys[rows]).child("start"), draw, batch.targets)
+            noise = make(take(batch.ball, rows), Stream(batch.stream.keys[rows]), draw)
             hit = at_goal(query, batch, noise, rows).reshape(-1, count)
             first = hit.int().argmax(1) + torch.arange(len(part), device=rows.device) * count
             hit_any = hit.any(1)
@@ -65,8 +86,9 @@ def _noise(ball: Ball, stream: Stream, draw: Tensor, targets: Tensor | None) -> 
     sides = torch.tensor([*_GRIDS, max(height, width)], device=draw.device)
     side = torch.where(plain, sides[-1], sides[(kind[:, 0] * len(sides)).long()]).unsqueeze(1)
     down, across = (
-        torch.where(side < length, torch.arange(length, device=draw.device) * side // length, torch.arange(length))
+        torch.where(side < length, place * side // length, place)
         for length in (height, width)
+        for place in [torch.arange(length, device=draw.device)]
     )
     colours = colours.gather(2, down[:, None, :, None].expand_as(colours))
     colours = colours.gather(3, across[:, None, None, :].expand_as(colours))

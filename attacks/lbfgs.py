@@ -113,7 +113,7 @@ class LBFGS(Attack):
 
         def minimise(sample: int, ask: Callable[[Any], tuple[float, Any]]) -> None:
             limits = {"maxiter": self.steps, "maxcor": self.memory, "maxfun": 2 * self.steps}
-            box = scipy.optimize.Bounds(0.0, 1.0)
+            box = scipy.optimize.Bounds(batch.ball.low, batch.ball.high)
             scipy.optimize.minimize(ask, origin[sample], jac=True, method="L-BFGS-B", bounds=box, options=limits)
 
         _together(len(x), minimise, answer)

@@ -1,4 +1,4 @@
-"""Projected gradient descent, and its one-step ancestor."""
+"""Projected gradient descent."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.attacks.ascent import normalised
 from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
-from robustbench_lite.rows import per_row
 from robustbench_lite.threat import Threat
 
 
@@ -95,8 +95,7 @@ class PGD(Attack):
         direction = query.gradient(state.candidate, get_loss(self.loss)).gradient
         velocity = state.velocity
         if self.momentum:
-            size = direction.flatten(1).abs().mean(1, dtype=torch.float64).clamp_min(1e-300)
-            velocity = velocity * self.momentum + (direction.double() / per_row(size, direction)).float()
+            velocity = velocity * self.momentum + normalised(direction)
             direction = velocity.clone()
         step_size = self._share(batch.ball.norm) * batch.ball.eps if self.step_size is None else self.step_size
         return PGDState(batch.ball.ascend(state.candidate, direction, step_size), velocity)

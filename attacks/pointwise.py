@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Access, Attack, Batch, State
-from robustbench_lite.attacks.labels_only import at_goal, find_start
+from robustbench_lite.attacks.labels_only import at_goal, find_start, first_at_goal
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
-from robustbench_lite.rows import per_row, take
+from robustbench_lite.rows import per_row
 from robustbench_lite.streams import Stream
+from robustbench_lite.threat import Ball, Threat
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,15 @@ class Pointwise(Attack):
         """The restarts."""
         return self.restarts
 
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """The tries, and a query a step."""
+        return (self.tries + self.steps) * self.restarts, 0
+
     def start(self, query: Query, batch: Batch) -> PointwiseState:
         """Salt and pepper of as little as changes the label, else other noise."""
         image, found = _salted(query, batch, max(1, self.tries // 2))
         if self.tries > 1 and not found.all():
-            image, found = find_start(query, batch, self.tries // 2, known=(image, found))
+            image, found = find_start(query, batch, self.tries - self.tries // 2, known=(image, found))
         zero = torch.zeros_like(batch.y)
         size = max(1, image[0].numel() // 16)
         return PointwiseState(image, found, zero + size, zero, zero, torch.zeros_like(found))
@@ -119,25 +124,11 @@ class Pointwise(Attack):
 
 def _salted(query: Query, batch: Batch, tries: int) -> tuple[Tensor, Tensor]:
     """The image with the least share of black and white numbers that is at the goal, and whether there is any."""
-    image, found = batch.ball.x.clone(), torch.zeros_like(batch.y, dtype=torch.bool)
-    shape = batch.ball.x.shape[1:]
-    several = max(1, min(64, tries))
-    for first in range(0, tries, several):
-        left = (~found).nonzero()[:, 0]
-        for part in torch.split(left, max(1, 2048 // several)):
-            rows = part.repeat_interleave(several)
-            draw = first + torch.arange(several, device=rows.device).repeat(len(part))
-            stream = Stream(batch.stream.keys[rows]).child("salt")
-            share = ((draw + 1).float() / tries).clamp_max(1)
-            ball = take(batch.ball, rows)
-            picked = stream.uniform(shape, draw) < per_row(share, ball.x)
-            white = stream.child("white").uniform(shape, draw) < 0.5
-            noise = torch.where(picked, torch.where(white, ball.high, ball.low), ball.x)
-            hit = at_goal(query, batch, noise, rows).reshape(-1, several)
-            which = hit.int().argmax(1) + torch.arange(len(part), device=rows.device) * several
-            hit_any = hit.any(1)
-            image[part[hit_any]] = noise[which[hit_any]]
-            found[part[hit_any]] = True
-        if found.all():
-            break
-    return image, found
+
+    def salted(ball: Ball, stream: Stream, draw: Tensor) -> Tensor:
+        stream, shape = stream.child("salt"), ball.x.shape[1:]
+        picked = stream.uniform(shape, draw) < per_row((draw + 1).float() / tries, ball.x)
+        white = stream.child("white").uniform(shape, draw) < 0.5
+        return torch.where(picked, torch.where(white, ball.high, ball.low), ball.x)
+
+    return first_at_goal(query, batch, tries, salted, growing=False)

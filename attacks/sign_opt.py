@@ -16,6 +16,7 @@ from robustbench_lite.attacks.labels_only import (
     random_directions,
     to_boundary,
 )
+from robustbench_lite.attacks.lengths import euclidean
 from robustbench_lite.errors import UserError
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
@@ -195,4 +196,4 @@ class SignOpt(Attack):
 
 
 def _length(delta: Tensor) -> Tensor:
-    return delta.flatten(1).double().square().sum(1).sqrt().clamp_min(1e-12)
+    return euclidean(delta).clamp_min(1e-12)

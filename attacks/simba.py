@@ -17,6 +17,7 @@ from robustbench_lite.rows import per_row, take
 from robustbench_lite.streams import Stream
 from robustbench_lite.threat import Threat
 
+from .cosines import cosines
 from .scores import ScoreSearch, above_zero, fraction, scores
 
 BASES = ("pixel", "dct")
@@ -112,19 +113,10 @@ class SimBA(ScoreSearch):
         if self.basis == "pixel":
             flat = x.new_zeros((len(which), channels * height * width))
             return flat.scatter_(1, which.unsqueeze(1), 1.0).reshape(-1, channels, height, width)
-        down, across = (_cosines(length).to(x) for length in (height, width))
+        down, across = (cosines(length, length).T.to(x) for length in (height, width))
         rows, columns = down[which // width % height], across[which % width]
         channel = torch.nn.functional.one_hot(which // (height * width), channels).to(x.dtype)
         return channel[:, :, None, None] * rows[:, None, :, None] * columns[:, None, None, :]
-
-
-@functools.lru_cache(maxsize=16)
-def _cosines(length: int) -> Tensor:
-    """The orthonormal cosines (type II) of a line, one a row, (length, length)."""
-    place = torch.arange(length).double()
-    waves = torch.cos(math.pi / length * (place + 0.5) * place.unsqueeze(1)) * math.sqrt(2 / length)
-    waves[0] /= math.sqrt(2)
-    return waves.float()
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from robustbench_lite.attack import Attack, Batch, State
-from robustbench_lite.attacks.fab import difference, nearest_boundary
+from robustbench_lite.attacks.linear_models import difference, nearest_boundary
 from robustbench_lite.errors import UserError
 from robustbench_lite.hyperplane import to_hyperplane
 from robustbench_lite.losses import reached
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row
+from robustbench_lite.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class SparseFool(Attack):
     def length(self) -> int:
         """One tangent a step."""
         return self.steps
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """In each step DeepFool, a pass and a look an iteration and a gradient for each class, and a tangent."""
+        models = self.deepfool_steps * self.classes
+        return self.steps * (3 + models + self.deepfool_steps), self.steps * (1 + models)
 
     def start(self, query: Query, batch: Batch) -> SparseFoolState:
         """The image itself."""

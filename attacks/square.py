@@ -93,6 +93,11 @@ class Square(Attack):
         """One query at the start, then `proposals` a step."""
         return (1 + self.steps * self.proposals) * self.restarts, 0
 
+    @property
+    def ends_early(self) -> bool:
+        """With patience alone."""
+        return self.patience is not None
+
     def start(self, query: Query, batch: Batch) -> SquareState:
         """Vertical stripes in linf, tiles of bumps in l2 and l1."""
         if not self.random_start:

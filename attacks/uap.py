@@ -78,7 +78,8 @@ class UAP(Attack):
         """The perturbation."""
         # A perturbation is an image in the ball around none, with pixels of either sign.
         none = torch.zeros_like(batch.ball.x[:1])
-        ball = BALLS[batch.ball.norm](none, batch.ball.eps[:1], -1.0, 1.0)
+        width = batch.ball.high - batch.ball.low
+        ball = BALLS[batch.ball.norm](none, batch.ball.eps[:1], -width, width)
         learned = self._sgd(query, batch, ball) if self.method == "sgd" else self._deepfool(query, batch, ball)
         return {"delta": learned[0]}
 
@@ -91,7 +92,8 @@ class UAP(Attack):
 
         for epoch in range(self.epochs):
             for rows in torch.split(shuffled(batch, epoch), self.minibatch):
-                slope = query.gradient((x[rows] + delta).clamp(0, 1), loss, rows=rows).gradient
+                shown = (x[rows] + delta).clamp(batch.ball.low, batch.ball.high)
+                slope = query.gradient(shown, loss, rows=rows).gradient
                 slope = slope.sum(0, keepdim=True, dtype=torch.float64)
                 slope = slope / slope.abs().amax().clamp_min(1e-300)  # in float32 a small one would be none
                 delta = ball.ascend(delta, slope.float(), ball.eps * self.step_size)
@@ -101,7 +103,8 @@ class UAP(Attack):
         """Algorithm 1 of Moosavi-Dezfooli et al."""
         x, delta, best, most = batch.ball.x, ball.x, ball.x, -1.0
         for epoch in range(self.epochs + 1):
-            moved = reached(query.logits((x + delta).clamp(0, 1)), batch.y, batch.targets)
+            shown = (x + delta).clamp(batch.ball.low, batch.ball.high)
+            moved = reached(query.logits(shown), batch.y, batch.targets)
             if (rate := float(moved.double().mean())) > most:
                 best, most = delta, rate
             if rate >= self.rate or epoch == self.epochs:
@@ -116,7 +119,7 @@ class UAP(Attack):
         targets = None if batch.targets is None else batch.targets[row]
         linf, step, others = batch.ball.norm == "linf", torch.zeros_like(delta), targets
         for _ in range(self.steps):
-            image = (x + delta + (1 + self.overshoot) * step).clamp(0, 1)
+            image = (x + delta + (1 + self.overshoot) * step).clamp(batch.ball.low, batch.ball.high)
             logits = query.logits(image, rows=row)
             if bool(reached(logits, y, targets)):
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def _floor(part: Part) -> Run:
     return run
 
 
-def _ours(part: Part, *, stop_on_success: bool) -> Run:
+def _ours(part: Part, *, stop_on_success: bool = True, precision: str = "float32") -> Run:
     def run() -> Tensor | None:
         return rbl.evaluate(
             part.network,
@@ -36,11 +37,21 @@ def _ours(part: Part, *, stop_on_success: bool) -> Run:
             eps=part.eps,
             batch_size=part.batch_size,
             stop_on_success=stop_on_success,
+            precision=precision,
             checks=False,
             attack_options={"steps": part.steps, "step_size": part.step_size},
         ).adversarial
 
     return run
+
+
+def _has_bf16() -> bool:
+    """Whether this processor computes in bf16 itself; where it does not, everything in it is slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 PEERS = {
@@ -54,5 +65,9 @@ def contestants(part: Part, note: Callable[[str], None], *, peers: bool = True) 
     """All that are installed, or all but the peers; `note` is told of a peer that is not."""
     yield Contestant(f"{part.steps} plain gradients", _floor(part), "floor")
     yield Contestant("robustbench-lite, nothing dropped", _ours(part, stop_on_success=False), "ours")
-    yield Contestant("robustbench-lite, as shipped", _ours(part, stop_on_success=True), "ours")
+    yield Contestant("robustbench-lite, as shipped", _ours(part), "ours")
+    if _has_bf16():
+        yield Contestant("robustbench-lite, --precision bf16", _ours(part, precision="bf16"), "ours")
+    else:
+        note("--precision bf16 is left out: this processor computes no faster in it")
     yield from installed(PEERS if peers else {}, part, note)

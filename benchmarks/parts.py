@@ -86,17 +86,18 @@ def standard(images: int, steps: int, batch_size: int) -> Part:
 PARTS = {"robust": robust, "standard": standard}
 
 
-def own(name: str, images: int, batch_size: int, note: Callable[[str], None]) -> Part:
-    """A network that the benchmark trains itself (`nets.RECIPES`), or "mnist-fast-at", with nothing said of steps."""
+def own(name: str, images: int, batch_size: int, note: Callable[[str], None], steps: int = 0) -> Part:
+    """A network that the benchmark trains itself (`nets.RECIPES`), or "mnist-fast-at"; steps: of PGD, if it is that."""
     if name == "mnist-fast-at":
-        return robust(images, 0, batch_size)
+        return robust(images, steps, batch_size)
     from .nets import RECIPES, load, trained
 
     recipe, data = RECIPES[name], load(RECIPES[name].data, "test")
     size = f"{recipe.kind} training" + (f" ({recipe.norm} {_fraction(recipe.eps)})" if recipe.eps else "")
     title = f"{name}: {size}, {recipe.data} test images, {recipe.norm} {_fraction(recipe.attacked)}"
     network = trained(name, note)
-    return _part(name, title, network, data, images, recipe.attacked, 0.0, 0, batch_size, recipe.norm)
+    step_size = 2.5 * recipe.attacked / max(1, steps)
+    return _part(name, title, network, data, images, recipe.attacked, step_size, steps, batch_size, recipe.norm)
 
 
 def _fraction(eps: float) -> str:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .battery import IMAGES as SECOND_LOOK
-from .battery import Subjects, second_look
-from .checks import IMAGES, Finding, check_model, verdict
+from .battery import second_look
+from .checks import IMAGES, Finding, check_again, check_model, verdict
 from .models.identity import tensors_sha256
 from .network import Network, Noise
 from .plan import Plan, check_images
-from .portfolio import Portfolio
 from .streams import Stream, content_hashes
+from .subjects import Scene, Subjects
+from .targets import check_target
 
 if TYPE_CHECKING:
     from .records.specification import Specification
+
+_NEAR, _SPREAD = 16, 8  # images of the second look: nearest to falling, and of the others
+_SHARE = 0.1  # of those that stand, which are near
+_AGAIN = 512  # clean images that are asked again at most
 
 
 def probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
@@ -32,7 +36,8 @@ def probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
     logits = network.logits(x.to(network.device), Noise(Stream(zero), zero), draws=1)
     # Two networks of one name and the same weights may still compute differently; a stored run is only gone on with
     # where the answers are the same to the last bit.
-    return check_model(network, x, y, plan.stated), tensors_sha256({"logits": logits})
+    findings = check_model(network, x, y, plan.stated, follows=plan.attack.access == "gradient")
+    return findings, tensors_sha256({"logits": logits})
 
 
 def judged(
@@ -44,14 +49,21 @@ def judged(
     warn: Callable[[str], None] | None,
 ) -> Specification:
     """The record with what a second look at the images finds, and what it cost."""
-    if not plan.checks or plan.target is not None:
+    if not plan.checks:
         return specification
     before = network.forward_rows, network.backward_rows
-    robust = columns["attacked"] & ~columns["success"]
-    left, standing = _subjects(plan, columns["index"][robust], network.device), float(robust.double().mean())
-    iterative = plan.attack.access == "gradient" and (isinstance(plan.attack, Portfolio) or plan.attack.length > 1)
-    iterative = iterative and not plan.attack.own_limits  # whatever the whole box holds, it was not its to find
-    found = second_look(network, plan.threat, left, standing=standing, votes=plan.draws[1], iterative=iterative)
+    found = []
+    if not plan.stated.randomized and not any(f.fatal for f in findings):
+        found += _again(plan, network, columns)
+    found += second_look(
+        plan.attack,
+        Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1]),
+        images=len(columns["index"]),
+        seed=plan.seed,
+        target=check_target(plan.target, plan.data.classes),
+        own=plan.model.module,
+        limited=plan.max_queries is not None,
+    )
     for finding in found:
         if warn:
             warn(finding.text)
@@ -65,10 +77,49 @@ def judged(
     )
 
 
-def _subjects(plan: Plan, index: Tensor, device: torch.device) -> Subjects:
-    """Some of the samples at these places of the plan, spread over all."""
-    chosen = index[torch.linspace(0, len(index) - 1, min(SECOND_LOOK, len(index))).long()] if len(index) else index
-    x = plan.data.images(chosen) if len(chosen) else torch.empty((0, *plan.data.shape))
+def _again(plan: Plan, network: Network, columns: dict[str, Tensor]) -> list[Finding]:
+    """Whether clean images are answered at the end of the run as they were in its course, in other batches."""
+    chosen = _spread(torch.arange(len(columns["index"])), _AGAIN)
+    x = plan.data.images(columns["index"][chosen])
+    keys = Stream.of(content_hashes(x), seed=plan.seed, device=network.device).keys
+    return check_again(network, x, columns["y"][chosen], keys, columns["margin"][chosen], votes=plan.draws[1])
+
+
+def _subjects(plan: Plan, columns: dict[str, Tensor], device: torch.device) -> Subjects:
+    """Some of the images that stand: most of those whose record says that they are nearest to falling.
+
+    Each counts for as many as it was chosen from: the nearest tenth, or the others.
+    """
+    standing = (columns["attacked"] & ~columns["success"]).nonzero()[:, 0]
+    nearest = standing[columns["adversarial_margin"][standing].argsort(stable=True)]
+    count = len(nearest) if len(nearest) <= _NEAR + _SPREAD else max(_NEAR, round(_SHARE * len(nearest)))
+    near, others = nearest[:count], nearest[count:].sort().values
+    if len(others):
+        some, few = _spread(near, _NEAR), _spread(others, _SPREAD)
+        chosen = torch.cat([some, few])
+        weight = torch.cat(
+            [torch.full((len(some),), len(near) / len(some)), torch.full((len(few),), len(others) / len(few))]
+        )
+    else:
+        chosen, weight = near, torch.ones(len(near))
+    index, y = columns["index"][chosen], columns["y"][chosen]
+    x = plan.data.images(index) if len(index) else torch.empty((0, *plan.data.shape))
     keys = Stream.of(content_hashes(x), seed=plan.seed, device=device).keys
-    eps = plan.threat.each(len(chosen)) if plan.eps is None else plan.eps[chosen]
-    return Subjects(x.to(device), plan.data.labels[chosen].to(device), eps.to(device), keys)
+    eps = plan.threat.each(len(index)) if plan.eps is None else plan.eps[index]
+    said = columns["prediction"].unsqueeze(0)
+    targets = columns["target"][chosen] if plan.target not in (None, "all") else None
+    witness = (said != y.unsqueeze(1) if targets is None else said == targets.unsqueeze(1)).any(1)
+    return Subjects(
+        x=x.to(device),
+        y=y.to(device),
+        targets=None if targets is None else targets.to(device),
+        eps=eps.to(device),
+        keys=keys,
+        weight=weight.to(device),
+        witness=witness.to(device),
+    )
+
+
+def _spread(index: Tensor, count: int) -> Tensor:
+    """At most `count` of these, evenly."""
+    return index[torch.linspace(0, len(index) - 1, min(count, len(index))).round().long()] if len(index) else index

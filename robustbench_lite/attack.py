@@ -122,6 +122,11 @@ class Attack:
         return None
 
     @property
+    def ends_early(self) -> bool:
+        """Whether a sample may end before its last step, so that it may cost less than `calls` though it stands."""
+        return type(self).finished is not Attack.finished
+
+    @property
     def cells(self) -> tuple[tuple[str, str], ...]:
         """Two words for each attempt, of an attack whose attempts are each of interest by themselves; else none."""
         return ()

@@ -5,7 +5,7 @@ After Carlini et al. 2019 (arXiv:1902.06705): an attack is only as good as the g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .streams import Stream
 IMAGES = 16
 _STEP = 1e-3  # of the finite difference, in pixels: a quarter of one level of 8 bits
 _SEEDS = (1, 2)
+_ALONE, _TOGETHER = 160, 64  # clean images asked again: in calls of one, and the rest in batches
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,47 @@ class Stated:
     differentiable: bool = True
 
 
-def check_model(network: Network, x: Tensor, y: Tensor, stated: Stated) -> list[Finding]:
-    """What probes on images x (N, C, H, W) with labels y find; about 8 forward passes and one gradient an image."""
+def check_model(network: Network, x: Tensor, y: Tensor, stated: Stated, *, follows: bool = True) -> list[Finding]:
+    """What probes on images x (N, C, H, W) with labels y find; about 8 forward passes and one gradient an image.
+
+    follows: whether the attack follows gradients; for another what is found of them is no more than a warning.
+    """
     x, y = x[:IMAGES].to(network.device), y[:IMAGES].to(network.device)
     findings = [*_check_output(network, x), *_check_randomness(network, x, stated)]
     if not any(f.fatal for f in findings):
         findings += _check_batch(network, x, stated)
-    return findings + _check_gradient(network, x, y, stated)
+    slopes = _check_gradient(network, x, y, stated)
+    return findings + (slopes if follows else [replace(finding, fatal=False) for finding in slopes])
+
+
+def check_again(
+    network: Network, x: Tensor, y: Tensor, keys: Tensor, stored: Tensor, *, votes: int = 1
+) -> list[Finding]:
+    """Whether images x (N, C, H, W) get the answers that they got before, whose margins are `stored` (N,).
+
+    keys: (N,) of their streams. Some are asked alone, in many calls: what is random in few calls of a hundred, or for
+    a few images only, does not show in one batch. Every image is asked once, and together they are at least `_ALONE`
+    calls.
+    """
+    rows = torch.arange(len(x))
+    alone = rows.repeat(-(-_ALONE // max(1, len(x))))[:_ALONE] if len(x) else rows
+    calls = [*torch.split(alone, network.block or 1), *torch.split(rows[_ALONE:], _TOGETHER)]
+    other = torch.zeros(len(x), dtype=torch.bool)
+    for call in calls:
+        own = keys[call.to(keys.device)]
+        noise = Noise(Stream(own), torch.zeros_like(own))
+        logits = network.logits(x[call].to(network.device), noise, draws=votes).cpu()
+        size = 1 + logits.abs().amax(1).double()
+        other[call] |= (-margin(logits, y[call]).double() - stored[call]).abs() > 1e-3 * size
+    if not other.any():
+        return []
+    return [
+        Finding(
+            f"answers change in the course of the run: {int(other.sum())} of {len(x)} clean images, asked again at its "
+            "end in other batches, are answered otherwise; the model is random or mixes images, and nothing states it",
+            fatal=True,
+        )
+    ]
 
 
 def _noise(x: Tensor, draw: int) -> Noise:

@@ -20,6 +20,7 @@ from .records.summary import distances
 
 ARGUMENT = "--figure"
 _NORM = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$", "l0": r"$\ell_0$"}
+_STYLES = ("-", "--", ":", "-.")  # of the lines: another after every ten, which is how many colours there are
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def _complete(run: Run) -> None:
 
 def save_curves(path: Path, runs: Sequence[Run]) -> None:
     """Write a PNG, whole or not at all: a panel over forward passes, one over backward passes where any were made,
-    and one over eps where a run is of a minimal attack; a line a run.
+    and one over eps where a run is of a minimal attack; a line a run, a row of panels a threat.
 
-    Over eps the legend says the optimality of those that `optimality.compare` takes together.
+    The title says what all runs share, the legend below what tells them apart. Over eps another says the optimality of
+    those that `optimality.compare` takes together.
     Raises UserError for no run, a run that is not complete, or a path that cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -90,43 +92,73 @@ def save_curves(path: Path, runs: Sequence[Run]) -> None:
     if not runs:
         raise UserError("RUN: expected at least one run, got none")
     check_output(path, argument=ARGUMENT, suffix=".png")
-    panels: list[tuple[str, list[Curve | None]]] = []
-    for calls, name in (("forwards", "forward passes an image"), ("backwards", "backward passes an image")):
-        if any(run.table[calls].to_numpy().any() for run in runs):
-            panels.append((name, [cost_curve(run, calls) for run in runs]))
-    norms = [run.specification.threat.norm if run.specification.attack.minimal else "" for run in runs]
-    for norm in sorted({*norms} - {""}):
-        near = [distance_curve(run) if norm == own else None for run, own in zip(runs, norms, strict=True)]
-        panels.append((f"eps ({_NORM[norm]})", near))
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), dpi=140, layout="constrained")
+    rows = _rows(runs)
+    names, shares = labels(runs, within_threat=True), _optimality(runs)
+    width = max(len(panels) for _, panels in rows)
+    columns = _columns(names, width)
+    below = 0.22 * -(-len(runs) // columns) if len(runs) > 1 else 0.0
+    figure = Figure(figsize=(5.2 * width, 3.8 * len(rows) + 0.4 + below), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
-    names, shares = labels(runs), _optimality(runs)
-    for place, (name, curves) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
-        passes = "passes" in name
-        for number, (curve, label, share) in enumerate(zip(curves, names, shares, strict=True)):
-            if curve is not None:
-                said = label if passes else f"{share}  {label}".strip()
-                _draw(axes, curve, said, color=f"C{number % 10}", logarithmic=passes)
-        axes.set_xlabel(name)
-        axes.set_ylim(-0.02, 1.02)
-        axes.grid(alpha=0.25)
-        if not place:
-            axes.set_ylabel("robust accuracy")
-        told = not passes and any(share for curve, share in zip(curves, shares, strict=True) if curve is not None)
-        if told or not place:
-            axes.legend(fontsize=8, frameon=False, loc="best", title="optimality" if told else None, title_fontsize=8)
+    figure.suptitle(title(runs), fontsize=10)
+    lines: dict[int, Any] = {}
+    for row, (threat, panels) in enumerate(rows):
+        for place, (name, curves) in enumerate(panels):
+            axes = figure.add_subplot(len(rows), width, row * width + place + 1)
+            passes = "passes" in name
+            for number, curve in enumerate(curves):
+                if curve is not None:
+                    said = "" if passes else shares[number]
+                    lines[number] = _draw(axes, curve, said, number=number, logarithmic=passes)
+            axes.set_xlabel(name)
+            axes.set_ylim(-0.02, 1.02)
+            axes.grid(alpha=0.25)
+            if not place:
+                axes.set_ylabel("robust accuracy")
+            if len(rows) > 1:
+                axes.set_title(threat, fontsize=9)
+            if not passes and any(share for curve, share in zip(curves, shares, strict=True) if curve is not None):
+                axes.legend(fontsize=8, loc="best", title="optimality", title_fontsize=8)
+    if len(runs) > 1:
+        told = [lines[number] for number in range(len(runs))]
+        figure.legend(told, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     write_whole(path, lambda file: figure.savefig(file, format="png", metadata={"Software": None}))
 
 
-def _draw(axes: Any, curve: Curve, label: str, *, color: str, logarithmic: bool) -> None:
+def _rows(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, list[Curve | None]]]]]:
+    """A row of panels a threat: what stands under each panel, and a curve a run that has one there."""
+    threats = [_parts(run)[_THREAT] for run in runs]
+    rows = []
+    for threat in dict.fromkeys(threats):
+        here = [run if threat == own else None for run, own in zip(runs, threats, strict=True)]
+        panels: list[tuple[str, list[Curve | None]]] = []
+        for calls, name in (("forwards", "forward passes an image"), ("backwards", "backward passes an image")):
+            if any(run is not None and run.table[calls].to_numpy().any() for run in here):
+                panels.append((name, [None if run is None else cost_curve(run, calls) for run in here]))
+        minimal = [run if run is not None and run.specification.attack.minimal else None for run in here]
+        norm = next((run.specification.threat.norm for run in minimal if run is not None), None)
+        if norm is not None:
+            panels.append((f"eps ({_NORM[norm]})", [None if run is None else distance_curve(run) for run in minimal]))
+        rows.append((threat, panels))
+    return rows
+
+
+def _columns(names: Sequence[str], panels: int) -> int:
+    """Of the legend: as many as fit under the panels."""
+    return max(1, min(len(names), int(78 * panels / (8 + max(map(len, names))))))
+
+
+def _draw(axes: Any, curve: Curve, label: str, *, number: int, logarithmic: bool) -> Any:
     # Nothing is spent before the clean pass, which is the first.
     at = np.maximum(curve.at, 1.0) if logarithmic else curve.at
-    axes.step(at, curve.accuracy, where="post", label=label, color=color, linewidth=1.6)
+    color, style = f"C{number % 10}", _STYLES[number // 10 % len(_STYLES)]
+    (line,) = axes.step(
+        at, curve.accuracy, where="post", label=label or "_", color=color, linestyle=style, linewidth=1.6
+    )
     axes.plot(at[-1:], curve.accuracy[-1:], marker="o", markersize=4, color=color)
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return line
 
 
 def _optimality(runs: Sequence[Run]) -> list[str]:
@@ -138,24 +170,41 @@ def _optimality(runs: Sequence[Run]) -> list[str]:
     return said
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart, and no more."""
-    parts = []
-    for run in runs:
-        s = run.specification
-        parts.append(
-            (
-                s.model.name,
-                s.defense,
-                s.dataset.name,
-                s.attack.name,
-                s.attack_options,
-                threat_text(OWN_LIMITS if s.attack.own_limits else s.threat.norm, s.threat.eps),
-                f"seed {s.seed}",
-                f"{run.table.num_rows:,} images",
-                "" if s.max_queries is None else f"at most {s.max_queries:,} queries",
-            )
-        )
+def labels(runs: Sequence[Run], *, within_threat: bool = False) -> list[str]:
+    """What tells the runs apart, and no more; the attack where nothing does. within_threat: where that is told."""
+    parts = [_parts(run) for run in runs]
     differ = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
-    differ[3] = True
-    return [" ".join(text for text, shown in zip(part, differ, strict=True) if shown and text) for part in parts]
+    differ[_THREAT] = differ[_THREAT] and (not within_threat or not any(differ[:_THREAT]))
+    if not any(differ):
+        differ[_ATTACK] = True
+    shown = [[text for text, which in zip(part, differ, strict=True) if which] for part in parts]
+    return [", ".join(filter(None, texts)) or "no options" for texts in shown]
+
+
+def title(runs: Sequence[Run]) -> str:
+    """What the runs share: model, defense, data, attack and threat."""
+    parts = [_parts(run) for run in runs]
+    shared = [column[0] if len(set(column)) == 1 else "" for column in zip(*parts, strict=True)]
+    if not shared[_DEFENSE].removeprefix("no defense"):
+        shared[_DEFENSE] = ""
+    return ", ".join(filter(None, shared)).replace("$", r"\$")
+
+
+_DEFENSE, _ATTACK, _THREAT = 1, 3, 5
+
+
+def _parts(run: Run) -> tuple[str, ...]:
+    """What may tell a run from another."""
+    s = run.specification
+    return (
+        s.model.name,
+        "no defense" if s.defense == "none" else s.defense,
+        s.dataset.name,
+        s.attack.name,
+        s.attack_options,
+        threat_text(OWN_LIMITS if s.attack.own_limits else s.threat.norm, s.threat.eps),
+        "" if s.target is None else f"target {s.target}",
+        f"seed {s.seed}",
+        f"{run.table.num_rows:,} images",
+        "" if s.max_queries is None else f"at most {s.max_queries:,} queries",
+    )

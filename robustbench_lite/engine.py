@@ -515,6 +515,13 @@ class Engine:
         return Entry(**fields)
 
 
+def most_proofs(attack: Attack) -> int:
+    """How often one attempt can ask for a proof: where claims are refuted, as of a randomised network."""
+    steps = attack.length
+    # The start, the steps at which `_settle` proves, the last one, and its candidate.
+    return 3 + (steps if attack.minimal else min(steps, _PROVE_EVERY + steps // _PROVE_EVERY))
+
+
 class _Blame:
     """Within: an exception of the attack's own code becomes a PluginError that names it.
 

@@ -33,6 +33,20 @@ class RecordError(RblError):
     """A file on disk is corrupt, foreign or does not prove what it says; it is left as it was found."""
 
 
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three names so like this one that it may be a slip for them, in capitals or not.
+
+    >>> near_names("PGD", ["pgd", "tpgd"]), near_names("l7", ["l1", "l2"])
+    (['pgd'], [])
+    """
+    spelled: dict[str, str] = {}
+    for each in known:
+        spelled.setdefault(each.lower(), each)
+    if name.lower() in spelled:
+        return [spelled[name.lower()]]
+    return [spelled[low] for low in difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.65)]
+
+
 def close_names(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the close ones, or all where none is close.
 
@@ -40,7 +54,7 @@ def close_names(name: str, known: Iterable[str]) -> str:
     'did you mean pgd?'
     """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = near_names(name, names)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known: {', '.join(names)}" if names else "none is known"

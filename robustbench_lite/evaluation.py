@@ -7,13 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .attack import Attack
 from .defense import Defense
 from .errors import UserError
-from .given import count_classes, device_of, given_data, given_fit_data, given_model, given_surrogate, rounded_down
+from .given import (
+    count_classes,
+    device_of,
+    given_data,
+    given_fit_data,
+    given_model,
+    given_surrogate,
+    given_tensor,
+    rounded_down,
+)
 from .perturbation import make_attack
 from .plan import Plan, make_threat
 from .plan_run import run_plan
@@ -23,11 +33,11 @@ from .running import Progress
 
 def evaluate(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Tensor | np.ndarray[Any, Any],
+    y: Tensor | np.ndarray[Any, Any],
     *,
     attack: str | Attack = "pgd",
-    norm: str = "linf",
+    norm: str | None = None,
     eps: float | Tensor | str | None = None,
     target: str | int | None = None,
     attack_options: Mapping[str, Any] | None = None,
@@ -50,11 +60,13 @@ def evaluate(
 ) -> Result:
     """Robust accuracy of `model` on images under one attack, with one row and the image of each sample.
 
-    model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64.
+    model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
+    numpy do as well as tensors.
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
     out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`.
     norm, eps: the threat, eps in pixels of [0, 1] (a number, a fraction as text, or (N,) one a sample);
-    default 8/255 for linf and 0.5 for l2. target: None, random, next, least-likely, all or a class.
+    default linf, or the first norm of an attack that lacks it, with 8/255 for linf, 0.5 for l2, 12 for l1, 24 for l0.
+    target: None, random, next, least-likely, all or a class.
     device: default the model's own. precision: float32, bf16 or f16 for the search; proofs are in float32.
     max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
     checks: after the run small attacks of other kinds look at up to 16 images that were left standing, and may make
@@ -78,9 +90,10 @@ def evaluate(
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     if model.training:
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
-    classes = count_classes(model, x)
+    images, labels = given_tensor(x), given_tensor(y)
+    classes = count_classes(model, images)
     each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
-    data = given_data(x, y, classes, each)
+    data = given_data(images, labels, classes, each)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
         model=given_model(model, name),

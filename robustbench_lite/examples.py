@@ -57,15 +57,16 @@ def check_examples_path(path: Path | str) -> None:
 def check_output(path: Path | str, *, argument: str, suffix: str) -> None:
     """Raise UserError naming `argument` unless `path` ends in `suffix` and its folder takes a file; nothing stays.
 
-    The folder is made where it is missing, as writing will.
+    The folder must be there: a mistyped path makes none.
     """
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise UserError(f"{argument} must be a path that ends in {suffix}, got {str(path)!r}")
     if path.is_dir():
         raise UserError(f"{argument} must be a file, got the folder {str(path)!r}; name a file in it")
+    if not path.parent.exists():
+        raise UserError(f"{argument}: no such folder {str(path.parent)!r}; make it first")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:

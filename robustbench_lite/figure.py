@@ -59,6 +59,8 @@ def check_figure_path(path: Path | str) -> None:
 def figure_of(result: Result, plan: Plan, path: Path | str, *, rows: int = 8) -> None:
     """Draw up to `rows` samples of a result, chosen by `choose`, with predictions as recorded.
 
+    Those that were not attacked are left out, unless none was.
+
     Confidences are the softmax of float32 logits (mean over `votes` draws of a randomised network),
     computed here for these samples only; where the network gives probabilities, these.
 
@@ -69,15 +71,21 @@ def figure_of(result: Result, plan: Plan, path: Path | str, *, rows: int = 8) ->
     if result.adversarial is None:
         raise UserError(f"{ARGUMENT}: the run kept no images; ask for them before it (Plan.keep_images)")
     table = result.run.table.to_pydict()
-    chosen = choose(result.column("label"), result.success, result.column("attacked"), rows=rows)
+    attacked_ones = result.column("attacked").bool()
+    chosen = choose(result.column("label"), result.success, attacked_ones, rows=rows)
+    if attacked_ones.any():
+        chosen = chosen[attacked_ones[chosen]]
     index = result.column("index")[chosen]
     images, adversarial = plan.data.images(index), result.adversarial[chosen]
-    norm = plan.threat.norm
+    norm, cells, own_limits = plan.threat.norm, plan.attack.cells, plan.attack.own_limits
     captions = []
     clean, moved = _probabilities(plan, images), _probabilities(plan, adversarial)
     for k, row in enumerate(chosen.tolist()):
         prediction, other = table["prediction"][row], table["adversarial_prediction"][row]
         distance = table[f"distance_{norm}"][row]
+        size = f"{NORM_TEXT[norm]} = {distance:.3g}" if table["attacked"][row] else ""
+        if own_limits:
+            size = " ".join(cells[table["restart"][row]]) if cells and table["success"][row] else ""
         fooled, attacked = table["success"][row], table["attacked"][row]
         captions.append(
             Caption(
@@ -88,10 +96,25 @@ def figure_of(result: Result, plan: Plan, path: Path | str, *, rows: int = 8) ->
                 adversarial_prediction=other,
                 adversarial_confidence=float(moved[k, other]),
                 outcome="fooled" if fooled else "robust" if attacked else "not attacked",
-                distance=f"{NORM_TEXT[norm]} = {distance:.3g}" if attacked else "",
+                distance=size,
             )
         )
-    save_figure(path, images, adversarial, captions=captions, classes=plan.data.classes, title=_title(result))
+    save_figure(
+        path,
+        images,
+        adversarial,
+        captions=captions,
+        classes=plan.data.classes,
+        title=_title(result),
+        headings=_headings(plan),
+    )
+
+
+def _headings(plan: Plan) -> tuple[str, str, str]:
+    """What the columns show; an attack that persists begins with noise, not with the image."""
+    if plan.attack.persists:
+        return "image of the label", "difference", "what noise became"
+    return "image", "difference" if plan.attack.own_limits else "perturbation", "adversarial image"
 
 
 def choose(labels: Tensor, success: Tensor, attacked: Tensor, *, rows: int) -> Tensor:
@@ -133,11 +156,13 @@ def _probabilities(plan: Plan, x: Tensor) -> Tensor:
 
 
 def _title(result: Result) -> str:
-    from .records.specification import OWN_LIMITS, eps_text
+    from .records.specification import eps_text
 
     specification = result.run.specification
     threat = specification.threat
-    size = OWN_LIMITS if specification.attack.own_limits else f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}"
+    options = specification.attack_options
+    own = _plain(f"its own limits{f' ({options})' if options else ''}")
+    size = own if specification.attack.own_limits else f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}"
     defense = "" if specification.defense == "none" else f" + {specification.defense}"
     aim = "" if specification.target is None else f" (target {specification.target})"
     model, data = _plain(f"{specification.model.name}{defense}"), _plain(specification.dataset.name)
@@ -145,8 +170,14 @@ def _title(result: Result) -> str:
         f"{model} under {_plain(specification.attack.name + aim)}, "
         f"{size}\n"
         f"{data}, {result.n:,} images: clean {100 * result.clean_accuracy:.1f} %, "
-        f"robust {100 * result.robust_accuracy:.1f} %"
+        f"robust {100 * result.robust_accuracy:.1f} %{_left_out(result)}"
     )
+
+
+def _left_out(result: Result) -> str:
+    """How many were wrong before, and are not shown."""
+    count = result.n - int(result.column("attacked").sum())
+    return f" ({count:,} not attacked, not shown)" if 0 < count < result.n else ""
 
 
 def save_figure(
@@ -157,6 +188,7 @@ def save_figure(
     captions: Sequence[Caption],
     classes: Sequence[str],
     title: str,
+    headings: tuple[str, str, str] = ("image", "perturbation", "adversarial image"),
 ) -> None:
     """Write a PNG, whole or not at all: a row a sample, more than four in two blocks side by side.
 
@@ -172,11 +204,12 @@ def save_figure(
     delta = adversarial - images
     factor = magnification(delta)
     shown = [_pixels(t) for t in (images, 0.5 + factor * delta, adversarial)]
-    headings = ("image", f"perturbation $\\times$ {factor:g}", "adversarial image")
+    first, middle, last = headings
+    over = (first, f"{middle} $\\times$ {factor:g}" if factor != 1 else middle, last)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class's name in another script
         canvas = _Canvas(len(images), shown[0].shape[1:3])
-        canvas.head(title, headings)
+        canvas.head(title, over)
         for row, caption in enumerate(captions):
             canvas.row(row, [part[row] for part in shown], under=_under(caption, classes), index=caption.index)
         canvas.save(path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,11 @@ def given_surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
         raise UserError(f"surrogates: expected networks or names, got {type(given).__name__}")
     spec, _, weights = given.partition("=")
     return Surrogate.of(load_model(spec, n_classes=len(data.classes), shape=data.shape, weights=weights or None))
+
+
+def given_tensor(values: Any) -> Any:
+    """A numpy array as a tensor of its own memory; anything else as it is."""
+    return torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
 
 
 def count_classes(model: nn.Module, x: Tensor) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -39,6 +40,8 @@ def exact_float32() -> Iterator[None]:
 
 def usable_device(name: str) -> str:
     """The device of this name, tried. Raises UserError for one that is unknown, absent, or lacks float64."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     try:
         device = torch.device(name)
         torch.zeros(1, dtype=torch.float64, device=device).item()

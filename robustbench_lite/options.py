@@ -99,7 +99,10 @@ def _coerce(argument: str, value: Any, kind: Any) -> Any:
     if kind is bool:
         return _coerce_bool(argument, value)
     if kind is int:
-        number = parse_number(argument, value)
+        try:
+            number = parse_number(argument, value)
+        except UserError:
+            raise UserError(f"{argument} must be a whole number, got {value!r}") from None
         if number != int(number):
             raise UserError(f"{argument} must be a whole number, got {value!r}")
         if abs(number) >= 2**63:

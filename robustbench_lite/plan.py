@@ -37,22 +37,33 @@ EOT_DRAWS = 8
 VOTES = 16
 
 
-def make_threat(norm: str, eps: float | str | None, attack: str | Attack | None = None) -> Threat:
-    """The threat of this norm; eps defaults to 8/255 for linf and 0.5 for l2.
+def make_threat(norm: str | None, eps: float | str | None, attack: str | Attack | None = None) -> Threat:
+    """The threat of this norm, by default linf, or the first one of an attack that lacks it; eps by DEFAULT_EPS.
 
     For an attack with limits of its own it is the whole box, linf eps 1, and UserError is raised for another.
     """
+    if isinstance(attack, str) and attack.rstrip(":") == PREFIX.rstrip(":"):
+        raise UserError(f"attack: {attack} needs an attack to carry over: {PREFIX}pgd with --surrogate MODEL")
     made = load("attacks", attack.split(PREFIX)[-1], argument="attack") if isinstance(attack, str) else attack
     if made is not None and getattr(made, "own_limits", False):
-        if norm != "linf" or (eps is not None and parse_number("eps", eps) != 1):
+        if norm not in (None, "linf") or (eps is not None and parse_number("eps", eps) != 1):
+            given = ", ".join(f"{key} {value}" for key, value in (("norm", norm), ("eps", eps)) if value is not None)
             raise UserError(
                 f"norm, eps: attack {made.name} has limits of its own, which are its options; leave both out, "
-                f"got {norm}{'' if eps is None else f' {eps}'}"
+                f"got {given}"
             )
         return Threat("linf", 1.0)
+    norm = norm or default_norm(made)
     if norm not in DEFAULT_EPS:
         raise unknown_name("norm", str(norm), DEFAULT_EPS)
     return Threat(norm, DEFAULT_EPS[norm] if eps is None else eps)  # type: ignore[arg-type]
+
+
+def default_norm(attack: str | Attack | type[Attack] | None) -> str:
+    """linf, or the first norm of an attack that lacks it."""
+    made = load("attacks", attack.split(PREFIX)[-1], argument="attack") if isinstance(attack, str) else attack
+    norms: tuple[str, ...] = tuple(getattr(made, "norms", ()))
+    return "linf" if "linf" in norms or not norms else norms[0]
 
 
 @dataclass(frozen=True)

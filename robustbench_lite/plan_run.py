@@ -17,6 +17,7 @@ from .defense import wrap_all
 from .fitting import FIT_ROWS, Fit, fit_attack
 from .network import Network, exact_float32, frozen, placed, seed_torch
 from .plan import Plan, PlanSource, resume_key, shard_suffix, specification_of, with_fit_data
+from .plausibility import at_chance, of_settings
 from .portfolio import engine_for
 from .result import Result, make_table
 from .running import Interrupted, Progress, Running
@@ -76,6 +77,7 @@ def run_plan(
         )
         source = PlanSource(plan)
         findings, answers = probe(plan, network)
+        findings = [*findings, *of_settings(plan, findings)]
         for finding in findings:
             if warn:
                 warn(finding.text)
@@ -103,6 +105,10 @@ def run_plan(
             )
             columns, seconds = Running(plan, engine, len(source), progress, stop).finish(checkpoint, note)
             assessed = judged(plan, network, specification, columns, findings, warn)
+            if guessing := at_chance(columns, len(plan.data.classes)):
+                if warn:
+                    warn(guessing)
+                assessed = dataclasses.replace(assessed, warnings=(*assessed.warnings, guessing))
             if fit is None:
                 return columns, seconds, assessed, None
             calls = assessed.calls | {"fit_forwards": fit.forwards, "fit_backwards": fit.backwards}

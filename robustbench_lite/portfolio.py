@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .attack import Attack, Batch, State
-from .engine import Engine, Entry, Source
+from .engine import Engine, Entry, Source, most_proofs
 from .errors import UserError
 from .network import Network
 from .query import Query
@@ -81,12 +82,43 @@ class Portfolio(Attack):
         return self._summed(threat, hopeless=False)
 
     def least_calls(self, threat: Threat) -> tuple[int, int] | None:
-        """The sum over the parts that are for all: what an image costs that stands and is given up at once."""
+        """The sum over the parts that are for all: what an image costs at least that stands and is given up at once.
+
+        Without those parts that may end before their last step.
+        """
         return self._summed(threat, hopeless=True)
 
+    def costs(
+        self, threat: Threat, *, eot: int = 1, votes: int = 1, turns: int = 1
+    ) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Forward and backward passes that an image costs which stands, at least and at most; None: not known.
+
+        The clean pass and proofs are among them. eot, votes: draws of a randomised network for a query and for a
+        verdict. turns: classes that are aimed at in turn.
+        """
+        least, most = self.least_calls(threat), self.calls(threat)
+        if least is None or most is None:
+            return None
+        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        # Each attempt ends in a proof; one that looks for the nearest may have nothing to prove.
+        sure = sum(part.attempts for part in self._for_all(threat) if not part.minimal)
+        proofs = sum(attack.attempts * most_proofs(attack) for attack in attacks)
+        return (
+            (votes + eot * least[0] + votes * sure, eot * least[1]),
+            (votes + turns * (eot * most[0] + votes * proofs), turns * eot * most[1]),
+        )
+
+    def _for_all(self, threat: Threat) -> list[Attack]:
+        """The parts before the first that gives anybody up."""
+        parts = itertools.takewhile(lambda part: part.hope >= 1, map(Part.of, self.parts(threat)))
+        return [part.attack.resolve(threat) for part in parts]
+
     def _summed(self, threat: Threat, *, hopeless: bool) -> tuple[int, int] | None:
-        parts = [part for part in map(Part.of, self.parts(threat)) if part.hope >= 1 or not hopeless]
-        every = [part.attack.resolve(threat).calls(threat) for part in parts]
+        if hopeless:
+            attacks = [attack for attack in self._for_all(threat) if not attack.ends_early]
+        else:
+            attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        every = [attack.calls(threat) for attack in attacks]
         known = [calls for calls in every if calls is not None]
         return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) == len(every) else None
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .records.run import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The outcome of one attack on one model.
 
@@ -35,11 +35,24 @@ class Result:
     """
 
     run: Run
-    adversarial: Tensor | None = field(default=None, repr=False)
+    adversarial: Tensor | None = None
     file: Path | None = None
     settled: str = ""
-    confidence: Tensor | None = field(default=None, repr=False)
-    learned: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    confidence: Tensor | None = None
+    learned: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line; `str` says more."""
+        s = self.run.specification
+        told = f"clean {100 * self.clean_accuracy:.1f} %, robust {100 * self.robust_accuracy:.1f} %"
+        name = type(self).__name__
+        return f"<{name}: {s.attack.name} on {s.model.name}, {self.n} images, {told}, {s.verdict.split(':')[0]}>"
+
+    def __str__(self) -> str:
+        """The lines that the command line says."""
+        from .report import text
+
+        return text(self)
 
     @property
     def samples(self) -> pd.DataFrame:

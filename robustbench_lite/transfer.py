@@ -20,7 +20,7 @@ from .errors import RecordError, UserError
 from .examples import check_output
 from .files import write_whole
 from .given import count_classes, device_of, given_data, given_fit_data, given_model
-from .plan import make_threat
+from .plan import default_norm, make_threat
 from .records.summary import wilson
 from .transfer_plan import TransferPlan, check_names
 from .transfer_rows import COLUMNS
@@ -142,7 +142,7 @@ def transfer_matrix(
     y: Tensor,
     *,
     attack: str | Attack = "pgd",
-    norm: str = "linf",
+    norm: str | None = None,
     eps: float | str | None = None,
     attack_options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -185,7 +185,7 @@ def transfer_matrix(
         data=data,
         index=torch.arange(len(data)),
         attack=attack,
-        threat=make_threat(norm, eps),
+        threat=make_threat(norm or default_norm(attack), eps),
         attack_options=dict(attack_options or {}),
         seed=seed,
         batch_size=batch_size,

@@ -171,9 +171,11 @@ def test_a_folder_without_permission_is_told(closed: Path) -> None:
     assert list(closed.iterdir()) == []
 
 
-def test_checking_makes_the_folder_and_leaves_no_file(tmp_path: Path) -> None:
-    check_examples_path(tmp_path / "new" / "out.npz")
-    assert list((tmp_path / "new").iterdir()) == []
+def test_checking_makes_no_folder_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        check_examples_path(tmp_path / "new" / "out.npz")
+    check_examples_path(tmp_path / "out.npz")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_leaves_the_old_file_as_it_was(

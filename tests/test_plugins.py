@@ -180,7 +180,7 @@ def test_check_tells_what_failed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attacks", "check", "pdg"], "SPEC: unknown name 'pdg'; did you mean pgd or tpgd?"),
+        (["attacks", "check", "pdg"], "SPEC: unknown name 'pdg'; did you mean pgd?"),
         (["attacks", "check", "nowhere.py:Mine"], "SPEC: no such file 'nowhere.py'"),
         (["attacks", "check", "pgd", "-o", "step=3"], "did you mean steps"),
         (["attacks", "check", "pgd", "-o", "steps=0"], "steps must be >= 1, got 0"),
@@ -206,7 +206,10 @@ def test_check_with_one_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert "on images of 1x28x28\n" in "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) + "\n"
 
 
-def test_a_file_that_raises_shows_its_own_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_raises_shows_its_own_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBL_DEBUG", "1")
     Path("broken.py").write_text("def helper():\n    return 1 / 0\n\nhelper()\n", "utf-8")
     assert main(["defenses", "check", "broken.py:Mine"]) == 2
     error = capsys.readouterr().err
@@ -303,7 +306,7 @@ def test_a_broken_plug_in_is_shown_with_its_reason(form: str, site: Path, capsys
 def test_one_kind_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert {record["kind"] for record in _listed(capsys, "models")} == {"models"}
     assert main(["plugins", "model"]) == 2
-    assert "'models'" in capsys.readouterr().err
+    assert "kind must be one of attacks, defenses, models, datasets, got 'model'" in capsys.readouterr().err
 
 
 def test_an_installed_defense_is_checked_by_its_name(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

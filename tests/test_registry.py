@@ -91,7 +91,7 @@ def test_an_own_folder_of_the_same_name_does_not_stand_in_the_way(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("pdg", "--attack: unknown name 'pdg'; did you mean pgd or tpgd?"),
+        ("pdg", "--attack: unknown name 'pdg'; did you mean pgd?"),
         ("qqqq", ", fgsm, "),
         ("", "unknown name ''"),
         ("nowhere.py:Mine", "no such file 'nowhere.py'; expected FILE.py:NAME"),

@@ -186,7 +186,7 @@ def test_a_file_gives_the_matrix_back(models: dict[str, nn.Module], x: Tensor, y
     import pyarrow.parquet as pq
 
     found = rbl.transfer_matrix(models, x, y, **SHORT)
-    file = tmp_path / "new" / "matrix.parquet"
+    file = tmp_path / "matrix.parquet"
     found.save(file)
     again = TransferMatrix.read(file)
     pd.testing.assert_frame_equal(again.table, found.table)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 EPILOG = """\
 [bold]Examples[/]
 
-rbl curve leaderboards/runs/RUN_ID.parquet --figure curve.png
+rbl curve results/runs/RUN_ID.parquet --figure curve.png
 
-rbl curve leaderboards/runs/small_cnn-none-digits-*.parquet --figure curve.png
+rbl curve results/runs/small_cnn-none-digits-*.parquet --figure curve.png
 
 rbl evaluate --model small-cnn --attack ddn --norm l2 --samples 100 --leaderboard nearest
 
@@ -47,7 +47,7 @@ def curve(
     from ..records.run import read_run
     from .terminal import note
 
-    read = [read_run(path) for path in runs]
+    read = [read_run(_run_file(path)) for path in runs]
     save_curves(figure, read)
     groups = comparable(read)
     for places in groups:
@@ -55,6 +55,17 @@ def curve(
         _show(together[0], labels(together), compare(together))
     _say_alone(read, {place for places in groups for place in places})
     note(f"{figure}: {len(runs)} run{'s' if len(runs) > 1 else ''}")
+
+
+def _run_file(path: Path) -> Path:
+    """The path itself. UserError for a folder and for the table that is made of run files."""
+    from ..errors import UserError
+    from ..leaderboard import FILE
+
+    if path.is_dir() or path.name == FILE:
+        board = path if path.is_dir() else path.parent
+        raise UserError(f"RUN: {str(path)!r} is no run file; run files are in {board / 'runs'}")
+    return path
 
 
 def _show(run: Run, names: Sequence[str], standings: Sequence[Standing]) -> None:

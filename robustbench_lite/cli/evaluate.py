@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,8 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..defense import Defense
     from ..models import LoadedModel
     from ..plan import Plan
@@ -41,7 +43,7 @@ def evaluate(
     attack: Annotated[
         str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
-    norm: o.Norm = "linf",
+    norm: o.Norm = None,
     eps: o.Eps = None,
     steps: o.Steps = None,
     step_size: Annotated[
@@ -106,7 +108,7 @@ def evaluate(
     shard: Annotated[
         str | None, typer.Option(help="I/N: this part of the samples only.", rich_help_panel="Computing")
     ] = None,
-    leaderboard: o.Leaderboard = Path("leaderboards"),
+    leaderboard: o.Leaderboard = Path("results"),
     resume: Annotated[
         bool, typer.Option(help="Go on with an unfinished run, or start it anew.", rich_help_panel="Result")
     ] = True,
@@ -147,6 +149,9 @@ def evaluate(
         attack_option,
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
+    o.check_model_name(model)
+    for spec in surrogate or []:
+        o.check_model_name(spec.partition("=")[0], "--surrogate")
     promised = [Surrogate.promised(spec) for spec in surrogate or []]
     made_attack = make_attack(attack, attack_options, threat, surrogates=promised)
     defenses = make_defenses(defense or [], defense_option or [])
@@ -182,7 +187,9 @@ def evaluate(
 
     network = prepared(model, weights, defenses)
     if surrogate:
-        loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in (s.partition("=") for s in surrogate)]
+        parts = (spec.partition("=") for spec in surrogate)
+        with o.naming("--surrogate"):
+            loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in parts]
         settings["attack"] = make_attack(attack, attack_options, threat, surrogates=loaded)
     made_by = recorded_defenses(network, defenses)
     plan = Plan(
@@ -268,18 +275,28 @@ def _run(plan: Plan, leaderboard: Path, *, resume: bool, save_examples: Path | N
 
 def _announce(plan: Plan) -> None:
     """What attacks over attacks will cost, before they begin."""
+    from ..options import option_types
     from ..portfolio import Part, Portfolio
     from .terminal import note
 
     if not isinstance(plan.attack, Portfolio):
         return
-    least, most = plan.attack.least_calls(plan.threat), plan.attack.calls(plan.threat)
-    names = ", ".join(Part.of(part).attack.name for part in plan.attack.parts(plan.threat))
-    if least is None or most is None:
-        note(f"{plan.attack.name}: {names}")
+    options = ", ".join(f"{name}={getattr(plan.attack, name)}" for name in option_types(type(plan.attack)))
+    parts = plan.attack.parts(plan.threat)
+    about = f"{plan.attack.name}{f' ({options})' if options else ''}: {len(parts)} parts"
+    eot, votes = plan.draws
+    turns = len(plan.data.classes) - 1 if plan.target == "all" else 1
+    costs = plan.attack.costs(plan.threat, eot=eot, votes=votes, turns=turns)
+    if costs is None:
+        note(f"{about}, {', '.join(Part.of(part).attack.name for part in parts)}")
         return
-    forwards, backwards = (f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(least, most, strict=True))
-    note(f"{plan.attack.name}: an image that stands costs {forwards} forward and {backwards} backward passes ({names})")
+    least, most = costs
+    if plan.max_queries is None:
+        forwards, backwards = (f"{a:,} to {b:,}" for a, b in zip(least, most, strict=True))
+    else:
+        forwards, backwards = f"at most {min(most[0], plan.max_queries):,}", f"at most {most[1]:,}"
+    note(f"{about}; an image that stands costs")
+    note(f"  {forwards} forward and {backwards} backward passes")
 
 
 def _assembled(result: Result) -> Result:
@@ -304,8 +321,9 @@ def _show(
 ) -> None:
     from rich.console import Console
     from rich.markup import escape
+    from rich.text import Text
 
-    from ..records.specification import threat_text
+    from ..report import NAME_WIDTH, headline, lines
     from .terminal import print_json
 
     row = result.summary()
@@ -313,52 +331,34 @@ def _show(
         print_json({**row, **{name: value for part in more for name, value in part.json.items()}})
         return
     out = Console(highlight=False, soft_wrap=True)
-    aim = "" if row["target"] is None else f", target {row['target']}"
-    images = f"{row['n']} image{'s' if row['n'] > 1 else ''}"
-    about = (
-        f" on {row['dataset']}, defense {row['defense']}, "
-        f"attack {row['attack']}{aim}, {threat_text(row['norm'], row['eps'])}, {images}"
-    )
-    out.print(f"[bold]{escape(row['model'])}[/]{escape(about)}")
-    for name, value in _lines(result, row):
-        out.print(f"  {name:<16} {value}")
+    model, about = row["model"], headline(row)
+    out.print(f"[bold]{escape(model)}[/]{escape(about.removeprefix(model))}")
+    for name, value in lines(result, row):
+        style = {"robust accuracy": "bold", "verdict": "red" if value.startswith("un") else ""}.get(name, "")
+        first, gap, rest = value.partition("  ") if name == "robust accuracy" else (value, "", "")
+        shown = Text(f"  {name:<{NAME_WIDTH}} ").append(first, style=style).append(f"{gap}{rest}")
+        out.print(shown)
     again = {"reproduced": " (the same verdicts as the run that was there)"}.get(result.settled, "")
     if result.settled.startswith("differs"):
         again = f" ({result.settled} from the run that was there, which is kept)"
-    out.print(f"  run file         {row['run_file']}{again}", markup=False)
-    for name, path in (("examples", save_examples), ("figure", figure)):
+    for name, path, after in (
+        ("run file", row["run_file"], again),
+        ("examples", save_examples, ""),
+        ("figure", figure, ""),
+    ):
         if path is not None:
-            out.print(f"  {name:<16} {path}", markup=False)
+            _print_path(out, name, f"{path}", after)
     for part in more:
         for line in part.lines:
             out.print(line, markup=False)
     out.print(f"  see all          rbl leaderboard show --leaderboard {leaderboard}", markup=False)
 
 
-def _lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    specification = result.run.specification
-    if row["status"] == "complete":
-        yield "clean accuracy", f"{100 * row['clean_accuracy']:5.1f} %"
-        interval = f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
-        yield "robust accuracy", f"[bold]{100 * row['robust_accuracy']:5.1f} %[/]  {interval}"
-        if specification.attack.minimal:
-            median, norm = row["median_distance"], specification.threat.norm
-            yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {norm}"
-        if result.confident is not None:
-            yield "over 50 % sure", f"{100 * result.confident:5.1f} %  of the images attacked"
-    elif specification.shard is not None:
-        part, parts = specification.shard
-        share = f"{row['n']} of {specification.dataset.samples} images"
-        yield "shard", f"{part} of {parts}, {share}; the accuracies come with the other shards (rbl leaderboard merge)"
-    if result.fit_forwards:
-        learned = f"{result.fit_forwards:,} forward and {result.fit_backwards:,} backward passes"
-        yield "learning", f"{learned}, once, not among those below"
-    count = len(result.warnings)
-    more = f", {count} warning{'s' if count > 1 else ''}" if count else ""
-    style = "red" if specification.verdict.startswith("un") else "default"
-    yield "verdict", f"[{style}]{specification.verdict}{more}[/]"
-    yield (
-        "cost",
-        f"{row['forwards'] / row['n']:.1f} forward and {row['backwards'] / row['n']:.1f} backward passes an image; "
-        f"{row['seconds']:.1f} s",
-    )
+def _print_path(out: Console, name: str, path: str, after: str) -> None:
+    """A path beside its name; in a terminal too narrow for both, whole on a line of its own."""
+    beside = f"  {name:<16} {path}"
+    if out.is_terminal and len(beside) > out.width:
+        out.print(f"  {name}{after}", markup=False)
+        out.print(f"{path}" if len(path) + 4 > out.width else f"    {path}", markup=False)
+    else:
+        out.print(f"{beside}{after}", markup=False)

@@ -28,7 +28,7 @@ def _say(problems: list[str]) -> None:
     epilog="[bold]Example[/]\n\nrbl leaderboard show --where 'norm = linf' --where 'robust < 0.5' --sort -robust"
 )
 def show(
-    leaderboard: o.Leaderboard = Path("leaderboards"),
+    leaderboard: o.Leaderboard = Path("results"),
     sort: Annotated[str | None, typer.Option(help="COLUMN, or -COLUMN from the largest.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="COLUMN OP VALUE, with = != < <= > >= or ~ (contains).")
@@ -37,7 +37,7 @@ def show(
 ) -> None:
     """The runs of a leaderboard with 95 % Wilson intervals, recomputed from the run files."""
     from ..errors import unknown_name
-    from ..leaderboard import derive, select, to_csv, to_json, to_markdown, to_rich
+    from ..leaderboard import derive, reasons, select, to_csv, to_json, to_markdown, to_rich
 
     writers = {"markdown": to_markdown, "csv": to_csv, "json": to_json}
     if style != "rich" and style not in writers:
@@ -54,11 +54,14 @@ def show(
         return
     from rich.console import Console
 
-    Console().print(to_rich(chosen))
+    console = Console(highlight=False)
+    console.print(to_rich(chosen, console.width))
+    for reason in reasons(chosen):
+        console.print(reason, markup=False)
 
 
 @app.command(epilog="[bold]Example[/]\n\nrbl leaderboard build --leaderboard results")
-def build(leaderboard: o.Leaderboard = Path("leaderboards")) -> None:
+def build(leaderboard: o.Leaderboard = Path("results")) -> None:
     """Derive leaderboard.parquet anew from all run files."""
     from ..leaderboard import FILE
     from ..leaderboard import build as derive_and_write
@@ -71,7 +74,7 @@ def build(leaderboard: o.Leaderboard = Path("leaderboards")) -> None:
 @app.command(epilog="[bold]Example[/]\n\nrbl leaderboard merge results-of-machine-2 --leaderboard results")
 def merge(
     other: Annotated[Path, typer.Argument(help="Another leaderboard's folder.")],
-    leaderboard: o.Leaderboard = Path("leaderboards"),
+    leaderboard: o.Leaderboard = Path("results"),
 ) -> None:
     """Take in the run files of another folder, put shards together, and build."""
     from ..leaderboard import merge as take_in
@@ -81,8 +84,8 @@ def merge(
     typer.echo(f"{leaderboard}: {len(merged.copied)} run files taken in, {len(merged.frame)} runs in all")
 
 
-@app.command(epilog="[bold]Example[/]\n\nrbl leaderboard verify --leaderboard leaderboards")
-def verify(leaderboard: o.Leaderboard = Path("leaderboards")) -> None:
+@app.command(epilog="[bold]Example[/]\n\nrbl leaderboard verify --leaderboard results")
+def verify(leaderboard: o.Leaderboard = Path("results")) -> None:
     """Recompute every number from the rows; check hashes, distances and sums."""
     from ..errors import RecordError
     from ..leaderboard import derive

@@ -12,6 +12,8 @@ from ..registry import Entry, builtins, installed
 
 KINDS = ("attacks", "defenses", "models", "datasets")
 
+OWN_LIMITS = "limits of its own"  # in the place of norms
+
 # What the table of a kind shows beside name, summary, origin and source.
 _FACTS = {
     "attacks": ("access", "norms", "targeted"),
@@ -52,6 +54,11 @@ def columns(kind: str) -> list[str]:
     return ["name", "what it does", *_FACTS[kind], "origin", "source"]
 
 
+def facts_of(kind: str) -> tuple[str, ...]:
+    """The heads of what a kind's table shows beside name, summary, origin and source."""
+    return _FACTS[kind]
+
+
 def list_plugins(kind: str) -> list[Plugin]:
     """Every name of a kind; one that cannot be loaded is listed with the reason and hides none of the others."""
     own = builtins(kind)
@@ -88,7 +95,7 @@ def _attack(thing: Any) -> dict[str, Any]:
 
     if not (isinstance(thing, type) and issubclass(thing, Attack)):
         raise TypeError("it is no subclass of robustbench_lite.Attack")
-    norms = ["limits of its own"] if thing.own_limits else list(thing.norms)
+    norms = [OWN_LIMITS] if thing.own_limits else list(thing.norms)
     return {"access": str(thing.access), "norms": norms, "targeted": bool(thing.targeted)}
 
 

@@ -15,8 +15,10 @@ import typer
 from ..errors import PluginError, RblError
 from . import curve, doctor, evaluate, leaderboard, plugins, train, transfer, verify
 from .speed import prepare_process
-from .wording import as_typed, usage
+from .wording import as_typed, place_of, usage
 
+# Set to 1, it shows the traceback of what a plug-in raised.
+DEBUG = "RBL_DEBUG"
 # What the file system refuses is the user's to mend, wherever it comes up.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -86,11 +88,20 @@ def _tell(error: RblError, arguments: Sequence[str]) -> int:
     if type(error).__name__ == "Interrupted":
         _line(str(error))
         return 130
-    if isinstance(error, PluginError):
-        for own in getattr(error, "__notes__", []):
-            sys.stderr.write(own + "\n")
-    _line(f"error: {as_typed(str(error), arguments)}")
+    told = as_typed(str(error), arguments)
+    if isinstance(error, PluginError) and error.__cause__ is not None:
+        told = _outside(told, error.__cause__)
+    _line(f"error: {told}")
     return 2
+
+
+def _outside(told: str, cause: BaseException) -> str:
+    """The line for what code from outside raised, with its place; under RBL_DEBUG its traceback before the line."""
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(cause)
+        return told
+    place = place_of(cause)
+    return f"{told}{f' ({place})' if place else ''}; {DEBUG}=1 shows the traceback"
 
 
 def _left(error: SystemExit) -> int:
@@ -100,11 +111,11 @@ def _left(error: SystemExit) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    traceback.print_exception(error)
-    _line(
-        f"error: code from outside ended the program (SystemExit: {error.code}); what a script does by itself "
+    told = (
+        f"code from outside ended the program (SystemExit: {error.code}); what a script does by itself "
         'belongs under if __name__ == "__main__"'
     )
+    _line(f"error: {_outside(told, error)}")
     return 2
 
 
@@ -114,6 +125,8 @@ def _foreign(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, typer.Exit):
         return error.exit_code
     if callable(show):
+        if not str(show()):  # nothing was typed but the command, whose help was shown
+            return 2
         context = getattr(error, "ctx", None)
         see = f"; see {context.command_path} --help" if context is not None else ""
         _line(f"error: {usage(str(show()), arguments)}{see}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,26 @@ def merged(argument: str, given: list[str] | None, named: Mapping[str, Any]) -> 
         if value is not None:
             options[key] = value
     return options
+
+
+@contextlib.contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Within: an error about a network names `argument` in place of --model."""
+    from ..errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        error.args = (re.sub(r"^--model\b", argument, str(error)),)
+        raise
+
+
+def check_model_name(spec: str, argument: str = "--model") -> None:
+    """Raise UserError naming `argument` for a name that no network has."""
+    from ..models.build import find_source
+
+    with naming(argument):
+        find_source(spec)
 
 
 Model = Annotated[
@@ -49,7 +71,12 @@ DefenseOptions = Annotated[
     list[str] | None,
     typer.Option("--defense-option", help="KEY=VALUE or DEFENSE.KEY=VALUE.", rich_help_panel="Defense"),
 ]
-Norm = Annotated[str, typer.Option(help="linf, l2, l1 or l0.", rich_help_panel="Attack")]
+Norm = Annotated[
+    str | None,
+    typer.Option(
+        help="linf, l2, l1 or l0; default linf, or the first norm of an attack that lacks it.", rich_help_panel="Attack"
+    ),
+]
 Eps = Annotated[
     str | None,
     typer.Option(

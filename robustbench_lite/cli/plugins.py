@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UserError
-from .listing import attack_table_markdown, defense_table_markdown, readme_tables
+from .listing import OWN_LIMITS, attack_table_markdown, defense_table_markdown, readme_tables
 
 if TYPE_CHECKING:
     from ..conformance import Check
@@ -65,7 +66,13 @@ defenses_app = typer.Typer(
     epilog="[bold]Example[/]  rbl defenses new my_defense.py",
     **_GROUP,
 )
-EPILOG = "[bold]Example[/]  rbl plugins defenses --format markdown"
+EPILOG = """\
+[bold]Examples[/]
+
+rbl plugins attacks --format markdown (with authors and papers in full)
+
+rbl plugins attacks pgd (its options and their defaults)
+"""
 
 Spec = Annotated[str, typer.Argument(help="NAME, FILE.py:NAME or package.module:NAME.", show_default=False)]
 NewFile = Annotated[Path, typer.Argument(metavar="FILE.py", help="A file that is not there yet.", show_default=False)]
@@ -80,15 +87,29 @@ Size = Annotated[
 
 def plugins(
     kind: Annotated[Kind | None, typer.Argument(help="Only one kind.", show_default=False)] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Only this one, with its options: NAME, FILE.py:NAME or package.module:NAME."),
+    ] = None,
     format: Annotated[Format, typer.Option(help="How to write it.")] = Format.rich,
 ) -> None:
     """List every attack, defense, model family and data set, with where it came from and its source.
 
-    A plug-in that cannot be loaded is listed as broken, with the reason.
+    A plug-in that cannot be loaded is listed as broken, with the reason. With a NAME, what that one is and every option
+    with its default.
     """
     from .listing import KINDS, list_plugins, markdown_table
     from .terminal import print_json, warn
 
+    if kind is not None and name is not None:
+        from .details import details
+
+        told = details(kind.value, name)
+        if format is Format.json:
+            print_json(told.record())
+        else:
+            sys.stdout.write(told.markdown() if format is Format.markdown else told.text())
+        return
     found = {k: list_plugins(k) for k in KINDS if kind is None or k == kind.value}
     if format is Format.json:
         print_json([plugin.record() for entries in found.values() for plugin in entries])
@@ -103,30 +124,54 @@ def plugins(
 
 
 # Heads that are longer than what stands below them, so that a table fits 80 columns.
-_BROKEN_HEADS = {"randomised": "random-\nised", "differentiable": "differ-\nentiable"}
+_SHORT_HEADS = {"targeted": "tar-\ngeted", "randomised": "random-\nised", "differentiable": "differ-\nentiable"}
+_PAPER_COLUMN = 100  # columns of a terminal in which the paper has one of its own; else it stands below the name
 
 
 def _print(kind: str, entries: list[Plugin]) -> None:
-    from .listing import columns
+    from .listing import facts_of
 
-    table = Table(title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    heads = [head for head in columns(kind) if head != "source"]
-    for head in heads:
-        table.add_column(
-            _BROKEN_HEADS.get(head, head),
-            header_style="dim",
-            overflow="fold",
-            no_wrap=head == "name",
-            min_width=22 if head == "what it does" else None,
-        )
-    for plugin in entries:
-        *cells, source = (Text(cell, style="red" if plugin.broken else "") for cell in plugin.cells())
-        if source:
-            cells[1].append(f"\n{source}", style="dim")
-        table.add_row(*cells)
     console = Console(highlight=False)
+    wide = console.width >= _PAPER_COLUMN
+    papers = any(_paper(plugin) for plugin in entries)
+    built_in = all(plugin.origin == "built-in" for plugin in entries)
+    title = f"{kind}: {len(entries)}, built-in{'' if built_in else ' where nothing else is said'}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    for head in ("name", *facts_of(kind)):
+        shown = "name, arXiv" if head == "name" and papers and not wide else _SHORT_HEADS.get(head, head)
+        table.add_column(shown, header_style="dim", overflow="fold", no_wrap=True)
+    table.add_column("what it does", header_style="dim", overflow="fold", ratio=1)
+    if papers and wide:
+        table.add_column("arXiv", header_style="dim", no_wrap=True)
+    for plugin in entries:
+        table.add_row(*_row(plugin, paper=_paper(plugin), wide=wide, papers=papers))
     console.print(table)
     console.print()
+
+
+def _row(plugin: Plugin, *, paper: str, wide: bool, papers: bool) -> list[Text]:
+    """Name, facts, what it does, with where it came from if that is elsewhere, and the paper's number."""
+    name, summary, *facts, origin, _ = plugin.cells()
+    style = "red" if plugin.broken else ""
+    first = Text(name, style=style)
+    if paper and not wide:
+        first.append(f"\n{paper}", style="dim")
+    said = Text(summary, style=style)
+    if origin != "built-in":
+        said.append(f" ({origin})", style="dim")
+    cells = [first, *(Text(_short(fact), style=style) for fact in facts), said]
+    return [*cells, Text(paper, style="dim")] if papers and wide else cells
+
+
+def _short(fact: str) -> str:
+    """Norms without commas."""
+    return "its own" if fact == OWN_LIMITS else fact.replace(", ", " ")
+
+
+def _paper(plugin: Plugin) -> str:
+    """The number of the first arXiv paper that the source names; empty for none."""
+    found = re.search(r"arXiv:(\d{4}\.\d{4,5})", plugin.source)
+    return found[1] if found else ""
 
 
 @attacks_app.command("new", epilog="[bold]Example[/]  rbl attacks new my_attack.py")

@@ -63,9 +63,13 @@ def print_photo(plan: Plan, result: Result) -> Addition:
     )
     rows = {str(name): {key: _number(value) for key, value in row.items()} for name, row in table.iterrows()}
     fooled = int(table.fooled.iloc[0])
-    lines = [f"  print-photo: of {fooled} images that fool, right again; of clean images, still right, in %"]
+    heads = ("right again, %", "clean right, %")
+    lines = [
+        f"  print-photo: {fooled} images that fool, and all clean ones that are right, transformed",
+        f"  {'':<16}" + "".join(f"{head:>17}" for head in heads),
+    ]
     for name, row in rows.items():
-        lines.append(f"  {name:<17}" + "".join(f"{_percent(row[key]):>8}" for key in ("destroyed", "clean")))
+        lines.append(f"  {name:<16}" + "".join(f"{_percent(row[key]):>17}" for key in ("destroyed", "clean")))
     return Addition({"print_photo": rows}, tuple(lines))
 
 

@@ -42,7 +42,7 @@ def transfer(
     attack: Annotated[
         str, typer.Option(help="NAME or FILE.py:NAME of fixed eps; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
-    norm: o.Norm = "linf",
+    norm: o.Norm = None,
     eps: o.Eps = None,
     steps: o.Steps = None,
     attack_option: o.AttackOptions = None,
@@ -67,14 +67,14 @@ def transfer(
 ) -> None:
     """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
     from ..data import balanced_subset
-    from ..plan import make_threat
+    from ..plan import default_norm, make_threat
     from ..prepare import DataRequest, fit_images, pick_device
     from ..surrogate import Surrogate
     from ..transfer import run_transfer
     from ..transfer_plan import TransferPlan, carried
     from .terminal import count_bar, gentle_interrupt, print_json, warn
 
-    threat = make_threat(norm, eps)
+    threat = make_threat(norm or default_norm(attack), eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     promised = carried(attack, options, threat, Surrogate.promised(""))
     named, device = _named(models, halves=halves), pick_device(device)
@@ -93,10 +93,11 @@ def transfer(
         "deterministic": deterministic,
         "fit": fit_images(request, promised, threat),
     }
-    networks = {
-        name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
-        for name, (spec, weights, half) in named.items()
-    }
+    with o.naming("--models"):
+        networks = {
+            name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
+            for name, (spec, weights, half) in named.items()
+        }
     plan = TransferPlan(**settings, models=networks)
     label = f"{promised.inner.name} on {len(networks)} models"
     with gentle_interrupt() as stop, count_bar(label, len(plan.index) * len(networks)) as progress:
@@ -117,15 +118,12 @@ def transfer(
 def _named(models: str, *, halves: bool) -> dict[str, tuple[str, str, int]]:
     """Every network's name in the matrix with its model, its weights and its half (0: none)."""
     from ..errors import UserError
-    from ..models.build import find_source, shown
+    from ..models.build import shown
 
     named: dict[str, tuple[str, str, int]] = {}
     for given in (part.strip() for part in models.split(",")):
         spec, _, weights = given.partition("=")
-        try:
-            find_source(spec)
-        except UserError as error:
-            raise type(error)(str(error).replace("--model:", "--models:", 1)) from error
+        o.check_model_name(spec, "--models")
         name = shown(spec) + (f"={Path(weights).name}" if weights else "")
         if halves and weights:
             raise UserError(f"--halves: {name} is trained already; leave its weights out, or --halves")
@@ -134,6 +132,8 @@ def _named(models: str, *, halves: bool) -> dict[str, tuple[str, str, int]]:
             if one in named:
                 raise UserError(f"--models: {name} is given twice")
             named[one] = (spec, weights, half)
+    if len(named) < 2:
+        raise UserError(f"--models: expected two or more with commas between them, got {models!r}; or add --halves")
     return named
 
 

@@ -23,7 +23,7 @@ rbl evaluate --model resnet18 --attack pgd --save-examples out.npz
 
 rbl verify RUN_ID --model resnet18 --examples out.npz
 
-rbl verify leaderboards/runs/RUN_ID.parquet --model net.py:make --weights net.pth --defense bit-depth
+rbl verify results/runs/RUN_ID.parquet --model net.py:make --weights net.pth --defense bit-depth
 """
 
 
@@ -53,7 +53,7 @@ def verify(
             rich_help_panel="Result",
         ),
     ] = None,
-    leaderboard: o.Leaderboard = Path("leaderboards"),
+    leaderboard: o.Leaderboard = Path("results"),
 ) -> None:
     """Check a run's saved examples again: hashes, ball, box, predictions and verdicts of every row.
 

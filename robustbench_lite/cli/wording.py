@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # `eps must be >= 0`, `norm: unknown name`, `norm of attack noise: ...`, `attack option steps must be ...`
 _FIRST = re.compile(r"(?:attack option |--[a-z]+-option )?(\w+)(?= must\b|:| of attack )")
 _UNKNOWN = re.compile(r"attack option(?=: \S+ has no option '(\w+)')")
+# Of the command-line library, which says it less plainly than errors of ours.
+_WHOLE = re.compile(r"valid int(eger)?\b")
+_CHOICE = re.compile(r"Invalid value for '\[?([\w-]+)\]?': (?:Value error, )?('.*') is not one of (.+)")
 # What is checked under the name of the Python interface, and came from an option with a default.
 _CAME_FROM = {"x": "--dataset", "y": "--dataset", "model": "--model"}
 
@@ -26,11 +31,28 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
     return typed + message[found.end() :] if found and typed else _without_folder(message, arguments)
 
 
+def place_of(error: BaseException) -> str:
+    """`net.py:4`: where in the caller's own code an error came up, innermost; empty where none of it is.
+
+    Neither this package nor an installed one nor Python's own is the caller's. A SyntaxError names its place itself.
+    """
+    if isinstance(error, SyntaxError):
+        return ""
+    others = [str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *others))]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
 def usage(message: str, arguments: Sequence[str]) -> str:
     """A usage error of the command-line library in one line, with the value that came where it leaves it out."""
     line = " ".join(message.split()).rstrip(".")
     found = re.match(r"Invalid value for '(--[a-z-]+)", line)
     came = dict(_pairs(arguments)).get(found[1]) if found else None
+    if found and _WHOLE.search(line):
+        return f"{found[1]} must be a whole number, got {came!r}"
+    if wrong := _CHOICE.fullmatch(line):
+        choices = wrong[3].replace("'", "")
+        return f"{wrong[1]} must be one of {choices}, got {wrong[2]}"
     return line if came is None or came in line else f"{line}, got {came!r}"
 
 
@@ -49,6 +71,8 @@ def _without_folder(message: str, arguments: Sequence[str]) -> str:
     """`/home/me/net.py:mak: unknown name` as `--model net.py: unknown name`."""
     for option, value in _pairs(arguments):
         file, colon, name = value.rpartition(":")
+        if colon and message.startswith(f"importing {Path(file).name} raised "):
+            return f"{option}: {message}"
         target = f"{Path(file).expanduser().resolve() if file.endswith('.py') else file}:{name}: "
         if colon and message.startswith(target):
             return f"{option} {file}: {message.removeprefix(target)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .board import FILE, Merged, build, derive, merge, verify
 from .select import select
-from .table import to_csv, to_json, to_markdown, to_rich
+from .table import reasons, to_csv, to_json, to_markdown, to_rich
 
 __all__ = [
     "FILE",
@@ -12,6 +12,7 @@ __all__ = [
     "build",
     "derive",
     "merge",
+    "reasons",
     "select",
     "to_csv",
     "to_json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def _verdict(row: dict[str, Any], *, between: str) -> str:
     words = [row["verdict"]] if row["status"] == "complete" else [row["status"]]
     if row["warnings"]:
         words.append(f"{row['warnings']} warning{'s' if row['warnings'] > 1 else ''}")
-    return f",{between}".join(word for word in words if word) or "-"
+    return (", " if between == " " else between).join(word for word in words if word) or "-"
 
 
 def _target(row: dict[str, Any]) -> str:
@@ -75,40 +76,73 @@ def _cells(row: dict[str, Any], *, between: str) -> list[str]:
     ]
 
 
-# What stands in one cell of the terminal's table, one under the other, and how wide it may get: 100 in all.
+# What stands in one cell of the terminal's table, one under the other, how wide it is in 80 columns, and how much wider
+# it may get where there is room.
 _STACKS = (
-    (("model",), 13),
-    (("defense",), 13),
-    (("dataset", "n"), 9),
-    (("attack", "threat"), 13),
-    (("clean",), 13),
-    (("robust",), 13),
-    (("forwards", "backwards"), 9),
-    (("verdict",), 10),
+    (("model", "defense"), 12, 10),
+    (("attack", "threat"), 11, 10),
+    (("dataset", "n"), 8, 8),
+    (("clean",), 12, 0),
+    (("robust",), 12, 0),
+    (("forwards", "backwards"), 9, 0),
+    (("verdict",), 10, 0),
 )
+NARROWEST = sum(width for _, width, _ in _STACKS) + len(_STACKS) - 1
 
 
-def to_rich(frame: pd.DataFrame) -> Table:
-    """A table for the terminal, whole in 100 columns: cells share a column where they fit, long names wrap."""
+def to_rich(frame: pd.DataFrame, width: int = NARROWEST) -> Table:
+    """A table for the terminal, whole in 80 columns: cells share a column where they fit, long names wrap.
+
+    Of a verdict that has reasons it shows the first word; `reasons` has the rest.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     justify = dict(_COLUMNS)
     table = Table(box=box.SIMPLE_HEAD, padding=0, caption=CAPTION, show_edge=False)
-    for names, _ in _STACKS:
+    widths, spare = [], max(0, width - NARROWEST)
+    for _, least, more in _STACKS:
+        widths.append(least + min(more, spare))
+        spare -= min(more, spare)
+    for names, _, _ in _STACKS:
         numeric = justify[names[0]] == "right"
         table.add_column("\n".join(names), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in _records(frame):
+        row["verdict"] = _first_word(row)
         cells = dict(zip(justify, _cells(row, between="\n"), strict=True))
         # Text and not str: names of models may look like markup.
-        table.add_row(*(Text(_stack([cells[name] for name in names], width)) for names, width in _STACKS))
+        stacks = ([cells[name] for name in names] for names, _, _ in _STACKS)
+        table.add_row(*(Text(_stack(stack, room)) for stack, room in zip(stacks, widths, strict=True)))
     return table
 
 
+def reasons(frame: pd.DataFrame) -> list[str]:
+    """A line for each run with a verdict that says why."""
+    return [
+        f"{row['model']}, {row['defense']}, {row['attack']}, {threat_text(row['norm'], row['eps'])}: {row['verdict']}"
+        for row in _records(frame)
+        if row["verdict"] and row["verdict"] != _first_word(row)
+    ]
+
+
+def _first_word(row: dict[str, Any]) -> Any:
+    verdict = row["verdict"]
+    return verdict.split(": ")[0] if isinstance(verdict, str) else verdict
+
+
 def _stack(cells: list[str], width: int) -> str:
-    lines = [line for cell in cells for line in cell.splitlines()]
-    return "\n".join(part for line in lines for part in textwrap.wrap(line, width))
+    return "\n".join(part for cell in cells for line in cell.splitlines() for part in _wrapped(line, width))
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """Lines of at most `width`, broken behind a blank or a sign between words; inside a word only where it must be."""
+    lines = [""]
+    for word in re.findall(r"[^\s\-:_/=,+]*[\s\-:_/=,+]*", line):
+        if lines[-1] and len((lines[-1] + word).rstrip()) > width:
+            lines.append("")
+        lines[-1] += word
+    return [part for whole in lines for part in textwrap.wrap(whole, width, break_on_hyphens=False)]
 
 
 def to_markdown(frame: pd.DataFrame) -> str:

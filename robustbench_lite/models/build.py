@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import registry
-from ..errors import RblError, UserError, unknown_name
+from ..errors import RblError, UserError, near_names, unknown_name
 from ..registry import guard
 from .seeding import seeded
 
@@ -74,7 +73,7 @@ def find_source(spec: str) -> Source:
         return Source(spec, entry=registry.installed("models")[spec])
     known = {*registry.names("models"), *(name for library in LIBRARIES for name in _family(library).names())}
     known -= set(LIBRARIES)
-    if difflib.get_close_matches(spec, known, n=1, cutoff=0.5):
+    if near_names(spec, known):
         raise unknown_name(ARGUMENT, spec, known)
     raise UserError(f"{ARGUMENT}: unknown name {spec!r}; expected one of {FORMS}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def cheapest(weight: Tensor, x: Tensor, y: int) -> float:
 
 
 def by_hand(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, norm: str, eps: float, loss: str) -> Tensor:
-    """Algorithm 1 with its lists and if-clauses, one sample at a time: 24 steps of 40 from `start`."""
+    """Algorithm 1 as in the authors' code, one sample at a time with lists and if-clauses: 24 steps of 40."""
     steps, rho, alpha = 24, 0.75, 0.75
     checkpoints = [9, 17, 23]  # ceil(40 p) of p = 0.22, 0.41, 0.57
 
@@ -82,7 +83,7 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, norm: str,
     values, gradients = ask(start)
     best, best_value, best_gradient = list(start), values.tolist(), list(gradients)
     value, gradient = values.tolist(), list(gradients)
-    eta, rises, halved, at_check = [2 * eps] * len(x), [0] * len(x), [False] * len(x), list(best_value)
+    eta, rises, halved, at_check = [2 * eps] * len(x), [0] * len(x), [True] * len(x), list(best_value)
     last = 0
     for k in range(1, steps + 1):
         fresh = []
@@ -99,11 +100,11 @@ def by_hand(model: nn.Module, x: Tensor, y: Tensor, start: Tensor, *, norm: str,
             if value[i] > best_value[i]:
                 best[i], best_value[i], best_gradient[i] = now[i], value[i], gradient[i]
             if k in checkpoints:
-                few, stuck = rises[i] < rho * (k - last), not halved[i] and at_check[i] == best_value[i]
+                few, stuck = rises[i] <= rho * (k - last), not halved[i] and at_check[i] == best_value[i]
                 halved[i], at_check[i], rises[i] = few or stuck, best_value[i], 0
                 if few or stuck:
                     eta[i] /= 2
-                    now[i], value[i], gradient[i] = best[i], best_value[i], best_gradient[i]
+                    now[i], gradient[i] = best[i], best_gradient[i]
         last = k if k in checkpoints else last
     return torch.stack(now)
 
@@ -246,3 +247,31 @@ def test_it_reaches_a_given_class(name: str, classes: int) -> None:
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         APGDT(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rises", "halved"), [(11, True), (12, True), (13, False)])
+def test_a_step_is_halved_where_just_the_share_rho_of_the_steps_raised_the_loss(rises: int, halved: bool) -> None:
+    # The stage of 16 steps that ends at step 57 of 100: of them 12 are three quarters.
+    attack, x, one = APGDCE(), torch.full((1, 1, 2, 2), 0.5), torch.ones(1)
+    runner = driver(nn.Flatten(), attack, "linf", 0.1, 4)
+    batch = runner.batch(x, torch.zeros(1, dtype=torch.int64))
+    state = runner.start(batch).state
+    assert isinstance(state, APGDState)
+    # The best rose in this stage, so that the second condition does not hold.
+    state = replace(state, rises=torch.tensor([rises]), checked_loss=one, best_loss=2 * one, step_size=one)
+    after = attack._checkpoint(replace(batch, step=torch.tensor([56])), state)
+    assert bool(after.reduced) == halved
+    assert float(after.step_size) == (0.5 if halved else 1.0)
+
+
+def test_the_first_step_after_a_checkpoint_rises_against_the_last_not_against_the_best() -> None:
+    attack, x, one = APGDCE(), torch.full((1, 1, 2, 2), 0.5), torch.ones(1)
+    runner = driver(nn.Flatten(), attack, "linf", 0.1, 4)
+    batch = runner.batch(x, torch.zeros(1, dtype=torch.int64))
+    state = runner.start(batch).state
+    assert isinstance(state, APGDState)
+    state = replace(state, loss=-one, best=x + 0.05, best_loss=3 * one, checked_loss=3 * one)
+    after = attack._checkpoint(replace(batch, step=torch.tensor([21])), state)
+    assert bool(after.reduced)
+    assert torch.equal(after.iterate, x + 0.05)
+    assert float(after.loss) == -1.0

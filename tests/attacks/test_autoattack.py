@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,59 @@ def test_auto_is_as_low_as_the_reference(norm: str, model: nn.Module, x: Tensor)
         found[name] = (int((~result.success).sum()), result.forwards + 2 * result.backwards)
     assert 0 < found["auto"][0] <= found["autoattack"][0] < len(x)
     assert found["auto"][1] < 0.1 * found["autoattack"][1]
+
+
+class Head(nn.Module):
+    """A network whose logits go through something else."""
+
+    def __init__(self, model: nn.Module, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.model(x))
+
+
+@pytest.mark.filterwarnings("ignore:softmax seen")
+def test_a_head_that_keeps_the_order_of_classes_keeps_the_verdict(model: nn.Module, x: Tensor) -> None:
+    y = labels_of(model, x)
+    heads: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda z: z,
+        "softmax": lambda z: z.softmax(1),
+        "sharp softmax": lambda z: (3 * z).softmax(1),
+        "temperature": lambda z: 100 * z,
+        "log softmax": lambda z: z.log_softmax(1),
+    }
+    stand = {
+        name: rbl.evaluate(Head(model, head).eval(), x, y, attack="auto", eps=0.04, checks=False).success
+        for name, head in heads.items()
+    }
+    assert 0 < int(stand["none"].sum()) < len(x)
+    for name, success in stand.items():
+        assert int((success != stand["none"]).sum()) <= 1, name
+
+
+@pytest.mark.parametrize("classes", [2, 3, 100])
+def test_any_number_of_classes_will_do(classes: int, x: Tensor) -> None:
+    model = mlp(scale=4.0, classes=classes)
+    x, y = x[:16], labels_of(model, x[:16])
+    left = {
+        name: int((~rbl.evaluate(model, x, y, attack=name, eps=0.03, checks=False).success).sum())
+        for name in ("auto", "autoattack")
+    }
+    assert left["auto"] <= left["autoattack"] + 1
+    assert left["auto"] < len(x)
+
+
+def test_an_eps_of_its_own_belongs_to_each_sample(model: nn.Module, x: Tensor) -> None:
+    y = labels_of(model, x[:12])
+    eps = torch.full((12,), 0.03)
+    one = rbl.evaluate(model, x[:12], y, attack="auto", eps=eps, checks=False, deterministic=True)
+    eps[-1] = 0.3
+    other = rbl.evaluate(model, x[:12], y, attack="auto", eps=eps, checks=False, deterministic=True)
+    assert one.adversarial is not None and other.adversarial is not None
+    assert torch.equal(one.adversarial[:-1], other.adversarial[:-1])
+    assert not torch.equal(one.adversarial[-1], other.adversarial[-1])
 
 
 def test_the_hopeless_are_given_up_and_the_near_are_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def objective(network: Any, x: Tensor, flat: Tensor, y: Tensor, c: float) -> Ten
 
 def test_a_step_is_the_papers() -> None:
     network: Any = Curved()
-    attack = ZOO(steps=30, coordinates=10, c=2.0, searches=1)
+    attack = ZOO(steps=30, coordinates=10, c=2.0, searches=1, memory=False)
     state = attack.start(network, batch_of(3))
     x = batch_of(3).ball.x.flatten(1)
     now, first, second, times = x.clone(), torch.zeros(3, 48), torch.zeros(3, 48), torch.zeros(3, 48)
@@ -79,7 +80,7 @@ def test_a_step_is_the_papers() -> None:
 
 def test_c_is_found_by_bisection_and_each_search_begins_anew() -> None:
     network: Any = Curved()
-    attack = ZOO(steps=5, searches=4, coordinates=3, c=0.01)
+    attack = ZOO(steps=5, searches=4, coordinates=3, c=0.01, memory=False)
     state = attack.start(network, batch_of(2))
     asked = []
     for step, hit in enumerate([True] * 5 + [False] * 5 + [False] * 5 + [False]):
@@ -87,7 +88,7 @@ def test_c_is_found_by_bisection_and_each_search_begins_anew() -> None:
         state.hit[:] = torch.tensor([hit, False])
         asked.append(state.const.tolist())
         if step % 5 == 0:
-            assert int(state.count.sum()) == 2 * 3
+            assert bool((state.count.sum(1) == 3).all())
             gap = (state.image - batch_of(2).ball.x).abs()
             assert bool(((gap > 0).flatten(1).sum(1) <= 3).all())
     first, second = zip(*asked[::5], strict=True)
@@ -95,8 +96,50 @@ def test_c_is_found_by_bisection_and_each_search_begins_anew() -> None:
     assert second == pytest.approx((0.01, 0.1, 1.0, 10.0))
 
 
+def test_with_memory_all_numbers_move_by_the_slope_last_found_there() -> None:
+    network: Any = Curved()
+    attack = ZOO(steps=30, coordinates=10, c=2.0, searches=1)
+    state = attack.start(network, batch_of(3))
+    x, met = batch_of(3).ball.x, torch.zeros(3, 48, dtype=torch.bool)
+    for step in range(12):
+        batch, old = batch_of(3, step=step), state
+        state = attack.step(network, batch, old)
+        which = batch.stream.child("numbers").uniform((48,), draw=step).topk(10, dim=1).indices
+        met.scatter_(1, which, True)
+        assert torch.equal((state.image != x).flatten(1), met)
+        rest = torch.ones_like(met).scatter_(1, which, False)
+        assert torch.equal(state.slopes[rest], old.slopes[rest])
+        image = old.image.double().requires_grad_()
+        chance = network.logits(image)
+        (gradient,) = torch.autograd.grad(
+            (chance.scatter(1, batch.y[:, None], -1e9).amax(1) - chance.gather(1, batch.y[:, None])[:, 0]).sum(), image
+        )
+        assert torch.allclose(state.slopes.gather(1, which), gradient.flatten(1).gather(1, which).float(), atol=0.02)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_adam_begins_anew_where_a_search_first_reaches_the_goal_and_only_there(memory: bool) -> None:
+    network: Any = Curved()
+    attack = ZOO(steps=30, coordinates=10, searches=1, memory=memory)
+    state = attack.start(network, batch_of(3))
+    for step in range(3):
+        state = attack.step(network, batch_of(3, step=step), state)
+    here = batch_of(3, step=3)
+    goal = torch.arange(3) == 1
+    there = dataclasses.replace(here, y=torch.where(goal, (here.y + 1) % 3, here.y))  # the second image is at it now
+    if memory:
+        assert int(state.count.min()) == 3
+    state = attack.step(network, there, state)
+    assert state.hit.tolist() == goal.tolist()
+    assert int(state.count[1].max()) == 1
+    assert int(state.count[0].sum()) == (4 * 48 if memory else 40)
+    again = attack.step(network, dataclasses.replace(there, step=here.step + 1), state)
+    assert int(again.count[1].sum()) == (2 * 48 if memory else 20)
+
+
+@pytest.mark.parametrize("memory", [True, False])
 @pytest.mark.parametrize("target", [None, "next"])
-def test_it_comes_near_the_nearest_boundary_of_a_linear_layer_and_never_below(target: str | None) -> None:
+def test_it_comes_near_the_nearest_boundary_of_a_linear_layer_and_never_below(target: str | None, memory: bool) -> None:
     generator = torch.Generator().manual_seed(5)
     layer = nn.Linear(36, 3)
     layer.weight.data = torch.randn((3, 36), generator=generator) * 0.5
@@ -109,7 +152,7 @@ def test_it_comes_near_the_nearest_boundary_of_a_linear_layer_and_never_below(ta
     slope = (layer.weight.data[y][:, None] - layer.weight.data).square().sum(2).sqrt()
     optimum = ((logits.gather(1, y[:, None]) - logits) / slope).scatter(1, y[:, None], float("inf"))
     bound = optimum.amin(1) if target is None else optimum.gather(1, ((y + 1) % 3)[:, None])[:, 0]
-    options = {"steps": 50, "searches": 5, "coordinates": 36, "c": 0.1}
+    options = {"steps": 50, "searches": 5, "coordinates": 36, "c": 0.1, "memory": memory}
     found = rbl.evaluate(
         model, x, y, attack="zoo", norm="l2", eps=1, target=target, attack_options=options, checks=False
     )

@@ -16,7 +16,7 @@ from .harness import Rbl, listing
 
 MISTAKES = [
     # unknown names, with the close ones
-    ("--attack pdg", "--attack: unknown name 'pdg'; did you mean pgd or tpgd?"),
+    ("--attack pdg", "--attack: unknown name 'pdg'; did you mean pgd?"),
     ("--defense bitdepth", "--defense: unknown name 'bitdepth'; did you mean bit-depth?"),
     ("--dataset digit", "--dataset: unknown name 'digit'; did you mean digits?"),
     ("--model smal-cnn", "--model: unknown name 'smal-cnn'; did you mean small-cnn"),
@@ -42,7 +42,7 @@ MISTAKES = [
     ("--steps 0", "--steps must be >= 1, got 0"),
     ("--steps 2.5", "--steps must be a whole number, got '2.5'"),
     ("--steps 1e30", "--steps must be below 2**63, got '1e30'"),
-    ("--attack-option steps=many", "--attack-option steps must be a number"),
+    ("--attack-option steps=many", "--attack-option steps must be a whole number"),
     ("--step-size 0", "--step-size must be > 0, got 0"),
     ("--step-size nan", "--step-size must be a finite number"),
     ("--restarts 0", "--restarts must be >= 1, got 0"),
@@ -78,8 +78,8 @@ MISTAKES = [
         "--target must be random, next, least-likely, all or a class, got 'randm'; did you mean random?",
     ),
     # devices
-    ("--device gpu", "--device: 'gpu' cannot be used here"),
-    ("--device meta", "--device: 'meta' cannot be used here"),
+    ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+    ("--device meta", "--device must be auto, cpu, cuda or cuda:N, got 'meta'"),
     # where results go
     ("--save-examples out", "--save-examples must be a path that ends in .npz, got 'out'"),
     ("--save-examples nets.py/out.npz", "--save-examples: cannot write 'nets.py/out.npz'"),
@@ -230,7 +230,10 @@ def test_weights_of_nan_are_told(evaluate: Rbl) -> None:
 
 
 @pytest.mark.parametrize("factory", ["breaks", "raises", "leaves"])
-def test_a_network_that_raises_shows_its_own_traceback(factory: str, evaluate: Rbl, folder: Path) -> None:
+def test_a_network_that_raises_shows_its_own_traceback(
+    factory: str, evaluate: Rbl, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBL_DEBUG", "1")
     said = evaluate("--model", f"nets.py:{factory}")
     assert 'nets.py", line' in said.err and said.out == ""
     words = {"breaks": "RuntimeError: my own fault", "raises": "KeyError", "leaves": "SystemExit: bye"}[factory]

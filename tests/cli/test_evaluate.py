@@ -68,8 +68,8 @@ def test_other_commands_are_other_runs(evaluate: Rbl) -> None:
 
 
 def test_saved_examples_are_what_was_judged(evaluate: Rbl) -> None:
-    r = evaluate(*QUICK, "--save-examples", "new/out.npz", "--json").json
-    data, original = np.load("new/out.npz"), np.load("ok.npz")
+    r = evaluate(*QUICK, "--save-examples", "out.npz", "--json").json
+    data, original = np.load("out.npz"), np.load("ok.npz")
     assert {name: (data[name].dtype.name, data[name].shape) for name in data.files if name != "run_id"} == {
         "images": ("float32", (24, 1, 8, 8)),
         "adversarial": ("float32", (24, 1, 8, 8)),
@@ -94,9 +94,9 @@ def test_saved_examples_are_what_was_judged(evaluate: Rbl) -> None:
 def test_a_figure_is_a_picture(evaluate: Rbl) -> None:
     from PIL import Image
 
-    said = evaluate(*QUICK, "--figure", "new/out.png")
-    assert said.code == 0 and "figure           new/out.png" in said.out
-    with Image.open("new/out.png") as picture:
+    said = evaluate(*QUICK, "--figure", "out.png")
+    assert said.code == 0 and "figure           out.png" in said.out
+    with Image.open("out.png") as picture:
         assert picture.format == "PNG" and min(picture.size) > 100
 
 
@@ -241,7 +241,10 @@ def test_a_defense_that_hides_its_gradient_is_caught(evaluate: Rbl, own_packages
     assert r["verdict"].startswith("unreliable: the gradient") and len(r["warnings"]) >= 2
 
 
-def test_a_defense_that_raises_shows_its_own_traceback(evaluate: Rbl, own_packages: Path) -> None:
+def test_a_defense_that_raises_shows_its_own_traceback(
+    evaluate: Rbl, own_packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBL_DEBUG", "1")
     said = evaluate("--defense", "defenses/mine.py:Throws")
     assert 'defenses/mine.py", line' in said.err
     assert "ArithmeticError: in the defense" in said.last_line

@@ -143,7 +143,7 @@ def test_an_interrupt_anywhere_is_130(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("command", ["--help", "leaderboard show --format csv", "plugins"])
 def test_a_reader_that_goes_is_no_error(command: str, tmp_path: Path, folder: Path) -> None:
-    (folder / "leaderboards").mkdir()
+    (folder / "results").mkdir()
     process = subprocess.Popen(
         [*PROGRAM, *command.split()],
         stdout=subprocess.PIPE,

@@ -48,6 +48,7 @@ def chosen(found: TransferMatrix, surrogate: str, target: str) -> pd.DataFrame:
 
 
 def test_json_is_one_object_and_says_what_the_rows_say(transfer: Rbl) -> None:
+    Path("new").mkdir()
     said = transfer(*QUICK, "--out", "new/t.parquet", "--figure", "new/t.png", "--json")
     r = said.json
     assert said.err == ""
@@ -134,8 +135,8 @@ def test_weights_are_told_apart(transfer: Rbl) -> None:
         ("--models mlp,", "--models: unknown name ''"),
         ("--models mlp,mlp", "--models: mlp is given twice"),
         ("--models mlp=a.pt --halves", "--halves: mlp=a.pt is trained already; leave its weights out, or --halves"),
-        ("--models nets.py:make=none.pt", "--weights: no such file 'none.pt'"),
-        ("--models nets.py:seven_classes", "surrogate nets.py:seven_classes: expected 4 logits"),
+        ("--models nets.py:make=none.pt,nets.py:make", "--weights: no such file 'none.pt'"),
+        ("--models nets.py:seven_classes,nets.py:make", "surrogate nets.py:seven_classes: expected 4 logits"),
         ("--attack deepfool", "attack transfer:deepfool: deepfool is minimal"),
         ("--attack pdg", "--attack: unknown name 'pdg'; did you mean"),
         ("--steps 0", "--steps must be >= 1, got 0"),
@@ -146,7 +147,7 @@ def test_weights_are_told_apart(transfer: Rbl) -> None:
         ("--seed -1", "--seed must be in 0.."),
         ("--out t.csv", "--out must be a path that ends in .parquet, got 't.csv'"),
         ("--figure t.pdf", "--figure must be a path that ends in .png, got 't.pdf'"),
-        ("--device gpu", "--device: 'gpu' cannot be used here"),
+        ("--device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_what_is_refused_is_one_line_and_no_file(arguments: str, message: str, transfer: Rbl, folder: Path) -> None:

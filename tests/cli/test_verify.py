@@ -58,7 +58,7 @@ def test_images_that_were_changed_are_found_out(run_id: str, verify: Rbl) -> Non
         ("RUN --model nets.py:make --examples nets.py", "nets.py: no .npz file"),
         ("RUN --model nets.py:make --defense bitdepth", "--defense: unknown name 'bitdepth'; did you mean bit-depth?"),
         ("RUN --model nets.py:make --batch-size 0", "--batch-size must be >= 1, got 0"),
-        ("RUN --model nets.py:make --device gpu", "--device: 'gpu' cannot be used here"),
+        ("RUN --model nets.py:make --device gpu", "--device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: str, told: str, run_id: str, verify: Rbl) -> None:

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,26 +15,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import robustbench_lite as rbl
+from robustbench_lite.attack import Attack, Batch
+from robustbench_lite.attacks.pgd import PGD, PGDState
+from robustbench_lite.battery import _Tally
 from robustbench_lite.data import load_dataset
 from robustbench_lite.inside import network_inside
+from robustbench_lite.network import Network
+from robustbench_lite.query import Query
 from robustbench_lite.straight import StraightModules, StraightThrough, blocked
+from robustbench_lite.subjects import Scene, Subjects
+from robustbench_lite.threat import Threat
 
 EPS = 0.1
+Digits = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
+def digits() -> Digits:
     data = load_dataset("digits")
     index = torch.arange(96)
     return data.images(index), data.labels[index]
 
 
-@pytest.fixture(scope="module")
-def base() -> nn.Module:
+def trained(seed: int) -> nn.Module:
     """A small network trained for six epochs on real digits."""
     data = load_dataset("digits", split="train")
     x, y = data.images(torch.arange(len(data))), data.labels
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)
     )
@@ -45,6 +53,17 @@ def base() -> nn.Module:
                 F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def base() -> nn.Module:
+    return trained(0)
+
+
+@pytest.fixture(scope="module")
+def undefended(base: nn.Module, digits: Digits) -> float:
+    """What `auto` leaves of the network that nothing hides."""
+    return evaluated(base, digits, "auto").robust_accuracy
 
 
 class Planted(nn.Module):
@@ -85,7 +104,7 @@ class Stochastic(Planted):
 
 class Hot(Planted):
     def forward(self, x: Tensor) -> Tensor:
-        return self.logits(x) * 1000
+        return self.logits(x) * 100
 
 
 class _Clipped(torch.autograd.Function):
@@ -126,42 +145,217 @@ PLANTED: dict[str, tuple[Callable[[nn.Module, Tensor], nn.Module], str]] = {
     "random resize": (lambda base, x: Resized(base), "random and nothing states it"),
     "stochastic layer": (lambda base, x: Stochastic(base), "random and nothing states it"),
     "gradient clipped to zero": (lambda base, x: Clipped(base), "gradient is zero"),
-    "temperature": (lambda base, x: Hot(base), "float32 saturation"),
     "stored hashes": (Hashes, "gradient is zero.*unbounded attack fails"),
 }
+MASKING_ALONE = ("quantised input", "sign inside", "gradient clipped to zero")  # what they compute is hardly another
 
 
-def evaluated(model: nn.Module, digits: tuple[Tensor, Tensor], attack: str, eps: float = EPS) -> rbl.Result:
+def evaluated(
+    model: nn.Module, digits: Digits, attack: str | Attack = "pgd", eps: float = EPS, **more: Any
+) -> rbl.Result:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rbl.evaluate(model, *digits, attack=attack, eps=eps)
+        return rbl.evaluate(model, *digits, attack=attack, eps=eps, **more)
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_masking_is_caught_and_auto_goes_below_pgd(
-    name: str, base: nn.Module, digits: tuple[Tensor, Tensor]
+    name: str, base: nn.Module, digits: Digits, undefended: float
 ) -> None:
     plant, words = PLANTED[name]
     model = plant(base, digits[0])
-    plain = evaluated(model, digits, "pgd")
+    plain = evaluated(model, digits)
     assert plain.verdict.startswith("unreliable: ")
     assert re.search(words, plain.verdict)
-    assert evaluated(model, digits, "auto").robust_accuracy < plain.robust_accuracy
+    found = evaluated(model, digits, "auto", checks=False).robust_accuracy
+    assert found < plain.robust_accuracy
+    if name in MASKING_ALONE:
+        assert found <= undefended + 0.08
+
+
+@dataclass(frozen=True)
+class SoftmaxPGD(PGD):
+    """PGD on cross entropy as most write it, whose gradient underflows where the network is sure."""
+
+    name: ClassVar[str] = "softmax-pgd"
+
+    def step(self, query: Query, batch: Batch, state: PGDState) -> PGDState:  # type: ignore[override]
+        def loss(logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+            return -logits.softmax(1).gather(1, y.unsqueeze(1))[:, 0].log()
+
+        slope = query.gradient(state.candidate, loss).gradient
+        return PGDState(batch.ball.ascend(state.candidate, slope, 2.5 / self.steps * batch.ball.eps), state.velocity)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_under_a_temperature_of_100_the_number_is_right_or_unreliable(seed: int, digits: Digits) -> None:
+    """The loss of `pgd` does not underflow, so that it is not hurt; what others write is."""
+    model = trained(seed)
+    bare = evaluated(model, digits, checks=False).robust_accuracy
+    ours, others = evaluated(Hot(model), digits), evaluated(Hot(model), digits, SoftmaxPGD())
+    assert ours.robust_accuracy <= bare + 0.03 or ours.verdict.startswith("unreliable: ")
+    assert others.robust_accuracy > bare + 0.2
+    assert re.search("unreliable: .*float32 saturation", others.verdict)
+
+
+def test_auto_sees_through_a_temperature(base: nn.Module, digits: Digits, undefended: float) -> None:
+    assert evaluated(Hot(base), digits, "auto", checks=False).robust_accuracy <= undefended + 0.02
+
+
+@pytest.mark.parametrize(("attack", "reliable"), [("pgd", False), ("auto", True)])
+def test_a_search_without_gradients_beats_pgd_on_a_network_that_masks(
+    attack: str, reliable: bool, shared_data: Path, shared_weights: Path
+) -> None:
+    data = load_dataset("mnist", data_dir=shared_data)
+    weights = str(shared_weights / "mnist-fast-at" / "fgsm.pth")
+    model = rbl.load_model("small-cnn", n_classes=10, shape=data.shape, weights=weights).module
+    index = torch.arange(200)
+    found = evaluated(model, (data.images(index), data.labels[index]), attack, 0.3)
+    assert (found.verdict == "reliable") == reliable
+    assert ("black box" in found.verdict) != reliable
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.05, EPS])
 @pytest.mark.parametrize("attack", ["pgd", "auto"])
-def test_an_honest_network_is_reliable(attack: str, eps: float, base: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def test_an_honest_network_is_reliable(attack: str, eps: float, base: nn.Module, digits: Digits) -> None:
     found = evaluated(base, digits, attack, eps)
     assert 0 < found.robust_accuracy < found.clean_accuracy
     assert found.verdict == "reliable"
 
 
-def test_an_attack_of_too_few_steps_is_found_out(base: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = rbl.evaluate(base, *digits, eps=EPS, attack_options={"steps": 2, "step_size": 0.01})
+@pytest.mark.parametrize("target", [None, "next", "all"])
+def test_an_attack_of_too_few_steps_is_found_out(target: str | None, base: nn.Module, digits: Digits) -> None:
+    found = evaluated(base, digits, target=target, attack_options={"steps": 2, "step_size": 0.01})
     assert "more steps" in found.verdict
+    assert any("the attack with 5 times its steps" in text for text in found.warnings)
+
+
+def test_with_a_target_the_second_look_aims_at_it(base: nn.Module, digits: Digits) -> None:
+    """Most images that stand there fall without a target, which says nothing of the number."""
+    few = (digits[0][:48], digits[1][:48])
+    found = evaluated(base, few, target="next")
+    assert found.robust_accuracy > evaluated(base, few).robust_accuracy + 0.2
+    assert found.verdict == "reliable"
+
+
+@pytest.mark.parametrize("attack", ["noise", "transfer:pgd"])
+def test_who_follows_no_gradient_is_not_accused_of_one(attack: str, base: nn.Module, digits: Digits) -> None:
+    more = {"surrogates": [base]} if attack == "transfer:pgd" else {}
+    found = evaluated(Quantised(base), digits, attack, 0.05, **more)
+    assert found.verdict == "reliable"
+    assert any("gradient is zero" in text for text in found.warnings)
+
+
+def test_a_short_search_is_beaten_by_another(base: nn.Module, digits: Digits) -> None:
+    few = (digits[0][:32], digits[1][:32])
+    short, long = (evaluated(Quantised(base), few, "square", attack_options={"steps": n}) for n in (5, 1000))
+    assert short.verdict == "unreliable: black box"
+    assert long.verdict == "reliable"
+
+
+class Never(nn.Module):
+    """Says one class of every image in the box: 100 % robust."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 2)
+        self.bias = nn.Buffer(torch.tensor([bias, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1)) + self.bias
+        return logits
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm", "auto"])
+def test_nobody_must_fall_where_the_box_is_not_known_to_hold_another_class(attack: str) -> None:
+    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = evaluated(Never(100.0), (x, torch.zeros(20, dtype=torch.int64)), attack)
+    assert found.robust_accuracy == 1
+    assert found.verdict == "reliable"
+
+
+class Warm(Planted):
+    """Probabilities of logits times a number."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__(model)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.logits(x) * self.factor).softmax(1)
+
+
+@pytest.mark.parametrize(("factor", "lost"), [(1.0, False), (1000.0, True)])
+def test_a_softmax_is_fatal_where_float32_loses_the_margin(
+    factor: float, lost: bool, base: nn.Module, digits: Digits
+) -> None:
+    found = evaluated(Warm(base, factor), digits, eps=0.05)
+    assert any("softmax seen" in text for text in found.warnings)
+    assert ("softmax saturates" in found.verdict) == lost
+    assert (found.verdict == "reliable") != lost
+
+
+class Seldom(Planted):
+    """Drops out in two calls of a hundred."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(F.dropout(x, 0.5, training=float(torch.rand(())) < 0.02))
+
+
+class Bright(Planted):
+    """Drops out in the brightest images alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = (x.mean((1, 2, 3)) > 0.37).reshape(-1, 1, 1, 1)
+        return self.logits(torch.where(bright, F.dropout(x, 0.5, training=True), x))
+
+
+@pytest.mark.parametrize("plant", [Seldom, Bright])
+@pytest.mark.parametrize("target", [None, 3])
+def test_what_is_random_now_and_then_is_found(
+    plant: type[Planted], target: int | None, base: nn.Module, digits: Digits
+) -> None:
+    assert 0 < int((digits[0].mean((1, 2, 3)) > 0.37).sum()) <= 8
+    found = evaluated(plant(base), digits, eps=0.02, target=target, attack_options={"steps": 5})
+    assert "answers change in the course of the run" in found.verdict
+
+
+def tally(weight: list[float], images: int) -> _Tally:
+    count = len(weight)
+    zero, x = torch.zeros(count, dtype=torch.int64), torch.rand(count, 1, 2, 2)
+    left = Subjects(x, zero, None, torch.ones(count), zero, torch.tensor(weight), zero == 0)
+    network = Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    return _Tally(Scene(network, Threat("linf", 0.1), left, 1), images)
+
+
+def rows(count: int, *where: int) -> Tensor:
+    return torch.tensor([i in where for i in range(count)])
+
+
+def test_what_looks_find_too_little_of_alone_counts_together() -> None:
+    found = tally([1.0] * 10, 100)
+    found.add("first", rows(10, 0))
+    found.add("second", rows(10, 1))
+    assert not found.every()
+    found.add("third", rows(10, 2))
+    assert [f.text.split(":")[0] for f in found.every()] == ["several looks together"]
+    assert [f.text for f in tally([1.0] * 10, 100).every()] == []
+
+
+def test_an_image_counts_for_one_look_that_is_reported() -> None:
+    found = tally([1.0] * 10, 100)
+    for what, where in (("first", (0,)), ("second", (0, 1)), ("third", (0, 1)), ("fourth", (0, 1, 2, 3))):
+        found.add(f"{what}: look", rows(10, *where))
+    assert [f.text.split(":")[0] for f in found.every()] == ["second", "fourth"]
+
+
+def test_an_image_counts_for_those_it_was_chosen_from_but_not_alone() -> None:
+    """Of 8 others each stands for 20 of 200: one of them may be chance."""
+    found = tally([1.0] * 4 + [20.0] * 8, 200)
+    found.add("chance", rows(12, 0, 4))
+    assert not found.findings
+    found.add("sure", rows(12, 4, 5))
+    assert "some 10 points lower" in found.findings[0].text
 
 
 @dataclass(frozen=True)
@@ -181,9 +375,7 @@ class WrongWay(rbl.InferenceDefense):
 
 
 @pytest.mark.parametrize("defended", [False, True])
-def test_a_transfer_from_the_network_inside_is_told(
-    defended: bool, base: nn.Module, digits: tuple[Tensor, Tensor]
-) -> None:
+def test_a_transfer_from_the_network_inside_is_told(defended: bool, base: nn.Module, digits: Digits) -> None:
     """Where nothing but the gradient of the network inside, without what stands before it, leads anywhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,7 +392,10 @@ def test_the_network_inside_is_the_innermost_that_takes_images(base: nn.Module) 
         assert not model._forward_hooks
 
 
-def test_it_may_be_left_out_and_its_passes_are_counted(base: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("wrapped", ["none", "model", "defense"])
+def test_it_may_be_left_out_and_its_passes_are_counted(wrapped: str, base: nn.Module, digits: Digits) -> None:
+    """Passes of the network that was given, also where the network inside it is attacked, or a defense wraps it."""
+    model = Hot(base) if wrapped == "model" else base
     calls = {}
     for checks in (True, False):
         seen = 0
@@ -209,8 +404,9 @@ def test_it_may_be_left_out_and_its_passes_are_counted(base: nn.Module, digits: 
             nonlocal seen
             seen += len(out)
 
-        handle = base.register_forward_hook(count)
-        found = rbl.evaluate(base, *digits, eps=0.05, checks=checks)
+        handle = model.register_forward_hook(count)
+        defenses = [WrongWay()] if wrapped == "defense" else []
+        found = evaluated(model, digits, eps=0.05, checks=checks, defenses=defenses)
         handle.remove()
         calls[checks] = found.run.specification.calls
         assert seen - 1 == calls[checks]["forwards"] + calls[checks]["check_forwards"]

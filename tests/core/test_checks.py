@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite.checks import Finding, Stated, check_model, verdict
+from robustbench_lite.checks import Finding, Stated, check_again, check_model, verdict
 from robustbench_lite.defense import InferenceDefense, wrap_all
 from robustbench_lite.defenses.bit_depth import BitDepth
 from robustbench_lite.defenses.random_noise import RandomNoise
+from robustbench_lite.losses import margin
 from robustbench_lite.network import Network, frozen
 
 from .nets import SHAPE, Rows, conv, filled, images, labels_of, mlp
@@ -221,6 +222,52 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
 def test_the_honest_are_not_accused(name: str, defenses: tuple[InferenceDefense, ...], eot: int) -> None:
     findings = probe(HONEST[name](), *defenses, eot=eot)
     assert findings == []
+
+
+def answered_again(model: nn.Module, count: int = 96) -> list[Finding]:
+    """What is found where the clean images were answered in batches of 32 before."""
+    x = pixels(count)
+    y, keys = torch.arange(count) % 2, torch.arange(count)
+    with frozen(model), torch.no_grad():
+        before = torch.cat([model(part) for part in torch.split(x, 32)])
+        return check_again(Network(model), x, y, keys, -margin(before, y).double())
+
+
+class Now(Through):
+    """Random in few calls, or for few images."""
+
+    def __init__(self, calls: float = 1.0, brighter: float = 0.0) -> None:
+        super().__init__()
+        self.calls = calls
+        self.brighter = brighter
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(torch.rand(())) >= self.calls:
+            return super().forward(x)
+        bright = (x.mean((1, 2, 3)) > self.brighter).reshape(-1, 1, 1, 1)
+        return super().forward(torch.where(bright, torch_noise(x), x))
+
+
+@pytest.mark.parametrize("count", [1, 7, 96, 300])
+def test_answers_that_change_later_are_found(count: int) -> None:
+    torch.manual_seed(0)
+    brightest = float(pixels(count).mean((1, 2, 3)).max()) - 1e-6
+    assert [f.fatal for f in answered_again(Now(calls=0.03), count)] == [True]
+    (finding,) = answered_again(Now(brighter=brightest), count)
+    assert f"1 of {count} clean images" in finding.text
+
+
+@pytest.mark.parametrize("name", sorted(HONEST))
+def test_the_honest_answer_alike(name: str) -> None:
+    assert answered_again(HONEST[name]()) == []
+
+
+def test_gradients_are_no_reason_to_doubt_who_follows_none() -> None:
+    model = LIES["quantised"][0]
+    x = pixels()
+    with frozen(model), torch.no_grad():
+        findings = check_model(Network(model), x, labels_of(model, x), Stated(), follows=False)
+    assert [f.fatal for f in findings] == [False]
 
 
 @pytest.mark.parametrize("x", [torch.zeros(16, *SHAPE), torch.ones(16, *SHAPE), pixels(1), pixels(3).round()])

@@ -50,6 +50,8 @@ class Npz:
             raise
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "pickle" in reason:  # numpy's guess at whatever it does not know, with advice that helps nobody here
+                reason = "it is no zip archive of arrays"
             raise UserError(
                 f"--dataset: {path} is not a readable .npz file ({reason}); write it with numpy.savez"
             ) from error

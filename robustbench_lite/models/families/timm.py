@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ...errors import UserError
-from ..library import class_mismatch, downloading, hub_within_reach, importing
+from ..library import class_mismatch, downloading, hub_within_reach, importing, registered
 from ..normalize import Normalize
 
 
@@ -20,7 +20,7 @@ class Timm:
 
     def names(self) -> list[str]:
         """The architectures, without the tags of their weights."""
-        return [str(name) for name in importing("timm").list_models()]
+        return list(registered("timm")) or [str(name) for name in importing("timm").list_models()]
 
     def preprocessing(self, architecture: str) -> dict[str, Any]:
         """What the published weights expect: mean, std, input_size."""

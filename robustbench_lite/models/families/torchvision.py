@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import UserError
-from ..library import class_mismatch, downloading, importing
+from ..library import class_mismatch, downloading, importing, registered
 from ..normalize import Normalize
 
 # They classify twice in training, and their published weights expect inputs shifted once more.
@@ -25,6 +25,8 @@ class TorchVision:
 
     def names(self) -> list[str]:
         """The architectures that classify images."""
+        if names := registered("torchvision"):
+            return list(names)
         models = importing("torchvision.models")
         return [str(name) for name in models.list_models(module=models)]
 

@@ -1,0 +1,58 @@
+"""Options with which every attack takes few steps, for tests that run them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+EPS = {"linf": 0.04, "l2": 0.4, "l1": 4.0, "l0": 6.0}
+# Few steps that still come through every part: checkpoints, restarts, several searches, a stage after the first.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a3": {"rounds": 3, "start_steps": 3, "last_restarts": 2, "least": 2},
+    "adversarial-patch": {"steps": 2},
+    "apgd-ce": {"steps": 12, "restarts": 2},
+    "apgd-dlr": {"steps": 12, "restarts": 2},
+    "apgd-t": {"steps": 8, "classes": 2, "restarts": 2},
+    "auto": {"effort": "quick"},
+    "blur": {"steps": 5, "bisections": 3},
+    "boundary": {"steps": 8, "proposals": 2, "tries": 20},
+    "colour": {"steps": 10},
+    "contrast": {"steps": 5, "bisections": 3},
+    "cw": {"steps": 8, "searches": 3, "patience": 3},
+    "ddn": {"steps": 8},
+    "deepfool": {"steps": 6},
+    "di-fgsm": {"steps": 5, "diversity": 0.7, "restarts": 2},
+    "ead": {"steps": 8, "searches": 3, "c": 1.0},
+    "fab": {"steps": 5, "restarts": 2},
+    "fab-t": {"steps": 3, "classes": 2, "restarts": 2},
+    "fmn": {"steps": 8},
+    "fooling": {"steps": 4},
+    "gen-attack": {"steps": 6, "restarts": 2, "adaptive": True, "patience": 2},
+    "geoda": {"steps": 2, "directions": 6, "tries": 10},
+    "hop-skip-jump": {"steps": 2, "directions": 6, "tries": 10},
+    "jitter": {"steps": 5, "restarts": 2},
+    "jsma": {"pairs": 2},
+    "lbfgs": {"searches": 2, "steps": 3, "c": 1.0},
+    "md": {"steps": 6},
+    "nes": {"steps": 5, "samples": 6, "restarts": 2, "patience": 2},
+    "noise": {"restarts": 3},
+    "one-pixel": {"steps": 4, "population": 6, "restarts": 2},
+    "pgd": {"steps": 5, "restarts": 2, "momentum": 0.5},
+    "pma": {"steps": 6},
+    "pointwise": {"steps": 20, "tries": 12},
+    "r-fgsm": {"steps": 2, "restarts": 2},
+    "sigma-zero": {"steps": 10},
+    "sign-opt": {"steps": 2, "directions": 5, "starts": 3, "tries": 10},
+    "simba": {"steps": 20, "basis": "dct", "restarts": 2},
+    "sparsefool": {"steps": 4, "deepfool_steps": 5},
+    "spatial": {"shifts": 3, "angles": 3},
+    "spsa": {"steps": 4, "samples": 6, "restarts": 2},
+    "square": {"steps": 20, "proposals": 2, "restarts": 2, "patience": 3.0},
+    "sticker": {"steps": 5, "restarts": 2},
+    "substitute": {"images": 8, "rounds": 2, "epochs": 2, "width": 4},
+    "ti-fgsm": {"steps": 5, "kernel_size": 3, "restarts": 2},
+    "tpgd": {"steps": 5, "restarts": 2},
+    "uap": {"epochs": 2},
+    "vmi-fgsm": {"steps": 4, "neighbours": 3, "restarts": 2},
+    "vni-fgsm": {"steps": 4, "neighbours": 3, "restarts": 2},
+    "zoo": {"steps": 6, "searches": 2, "coordinates": 10, "c": 10.0, "step_size": 0.3},
+}

@@ -38,7 +38,7 @@ class Boundary:
 
 def difference(logits: Tensor, y: Tensor, _: Tensor | None, other: Tensor) -> Tensor:
     """The logit of a class above that of the label, (M,); of several classes (M, L) each."""
-    above = logits.gather(1, other.reshape(len(other), -1)) - logits.gather(1, y.unsqueeze(1))
+    above = logits.gather(1, other if other.ndim > 1 else other.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1))
     return above.reshape(other.shape)
 
 

@@ -68,6 +68,7 @@ def make_case(folder: Path, *, defenses: tuple[Any, ...] = (), **options: Any) -
     y[::6] = (y[::6] + 1) % CLASSES
     options = {"attack": "pgd", "eps": EPS, "attack_options": {"steps": 5}, "name": "net.py:make", **options}
     result = rbl.evaluate(net, x, y, defenses=defenses, **options)
+    (folder / "runs").mkdir()
     record = save_examples(folder / "runs" / "e.npz", result, x)
     run = seal(replace(result.run.specification, examples=record), result.run.table)
     path = write_run(folder, run)
@@ -112,6 +113,7 @@ def faults(found: Reverification, word: str) -> list[str]:
     return [fault for fault in found.faults if word in fault]
 
 
+@pytest.mark.filterwarnings("ignore:shattered gradient")
 @pytest.mark.parametrize(
     "options",
     [

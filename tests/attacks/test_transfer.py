@@ -204,12 +204,12 @@ def test_it_keeps_the_contract(attack: str, count: int) -> None:
     [
         ("transfer:pgd", 0, "^attack transfer:pgd: expected at least one surrogate, got none; give --surrogate MODEL$"),
         ("pgd", 1, "^surrogate: attack pgd attacks the model itself; give transfer:pgd, or no surrogate$"),
-        ("transfer:ddn", 1, "^norm of attack ddn"),
+        ("transfer:ddn", 1, "^attack transfer:ddn: ddn is minimal"),
         ("transfer:deepfool", 1, "^attack transfer:deepfool: deepfool is minimal and ends at the surrogate's boundary"),
         ("transfer:auto", 1, "^attack transfer:auto: auto is a portfolio of attacks; give one of its parts$"),
         ("transfer:transfer:pgd", 1, "^attack transfer:transfer:pgd: a transfer of a transfer is one"),
         ("transfer:pdg", 1, "^attack: unknown name 'pdg'.*pgd"),
-        ("transfer:", 1, "^attack: unknown name ''"),
+        ("transfer:", 1, "^attack: transfer: needs an attack to carry over"),
     ],
 )
 def test_what_is_refused(attack: str, surrogates: int, message: str, model: nn.Module, x: Tensor) -> None:

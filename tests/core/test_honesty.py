@@ -13,6 +13,10 @@ import robustbench_lite as rbl
 from robustbench_lite.registry import load
 from robustbench_lite.streams import Stream, drawing
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:eps is 0"),
+    pytest.mark.filterwarnings("ignore:clean accuracy is at chance"),
+]
 SHAPE = (1, 6, 6)
 
 

@@ -79,7 +79,7 @@ def test_any_attack_by_name(attack: str, norm: str) -> None:
         ({"eps": -0.1}, r"^eps must be >= 0, got -0\.1"),
         ({"norm": "l3"}, "^norm: unknown name 'l3'"),
         ({"attack_options": "steps"}, "^attack_options must be KEY=VALUE, got 'steps'"),
-        ({"attack_options": "steps=many"}, "^attack option steps must be a number"),
+        ({"attack_options": "steps=many"}, "^attack option steps must be a whole number"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:

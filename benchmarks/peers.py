@@ -51,8 +51,8 @@ class Row:
 
     @property
     def kept(self) -> bool:
-        """Whether ours leaves at most one point more; yes where the peer failed."""
-        return self.theirs is None or self.points <= 100 * ALLOWED + 1e-9
+        """Whether ours leaves at most one point more, or one image of few; yes where the peer failed."""
+        return self.theirs is None or self.points <= 100 * max(ALLOWED, 1 / self.rivalry.images) + 1e-9
 
     @property
     def reason(self) -> str:

@@ -185,12 +185,13 @@ def title(runs: Sequence[Run]) -> str:
     """What the runs share: model, defense, data, attack and threat."""
     parts = [_parts(run) for run in runs]
     shared = [column[0] if len(set(column)) == 1 else "" for column in zip(*parts, strict=True)]
-    if not shared[_DEFENSE].removeprefix("no defense"):
-        shared[_DEFENSE] = ""
+    for place, usual in ((_DEFENSE, "no defense"), (_QUERIES, "any number of queries")):
+        if shared[place] == usual:
+            shared[place] = ""
     return ", ".join(filter(None, shared)).replace("$", r"\$")
 
 
-_DEFENSE, _ATTACK, _THREAT = 1, 3, 5
+_DEFENSE, _ATTACK, _THREAT, _QUERIES = 1, 3, 5, 9
 
 
 def _parts(run: Run) -> tuple[str, ...]:
@@ -206,5 +207,5 @@ def _parts(run: Run) -> tuple[str, ...]:
         "" if s.target is None else f"target {s.target}",
         f"seed {s.seed}",
         f"{run.table.num_rows:,} images",
-        "" if s.max_queries is None else f"at most {s.max_queries:,} queries",
+        "any number of queries" if s.max_queries is None else f"at most {s.max_queries:,} queries",
     )

@@ -21,7 +21,7 @@ from .targets import order_targets
 from .threat import Ball, Threat
 
 # The last part of a search in lower precision is done in float32: bf16 gradients alone find less.
-_LOW_SHARE = 0.75
+_LOW_SHARE = 0.85
 _PROVE_EVERY = 4
 
 

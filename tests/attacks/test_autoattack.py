@@ -179,6 +179,28 @@ def test_what_stands_costs_no_less_than_was_said(effort: str) -> None:
     assert rows.forwards[0] < most[0]
 
 
+@pytest.mark.parametrize(("eot", "votes"), [(1, 1), (2, 3)])
+def test_what_is_announced_holds_for_all_that_stand(eot: int, votes: int, model: nn.Module, x: Tensor) -> None:
+    x = x[:8]
+    defenses = [RandomNoise(sigma=0.001)] if eot > 1 else []
+    found = rbl.evaluate(
+        *(model, x, labels_of(model, x)),
+        attack="auto",
+        attack_options={"effort": "quick"},
+        eps=0.01,
+        defenses=defenses,
+        checks=False,
+        eot=eot,
+        votes=votes,
+    )
+    costs = Auto(effort="quick").costs(Threat("linf", 0.01), eot=eot, votes=votes)
+    assert costs is not None
+    (least, few), (most, many) = costs
+    rows = found.samples[found.samples.attacked & ~found.samples.success]
+    assert len(rows) > 2
+    assert rows.forwards.between(least, most).all() and rows.backwards.between(few, many).all()
+
+
 def test_parts_of_auto_give_up_only_after_an_attack_has_said_so() -> None:
     for effort in ("quick", "standard", "exhaustive"):
         parts = [Part.of(part) for part in Auto(effort=effort).parts(Threat("linf", 0.1))]

@@ -63,7 +63,7 @@ def test_print_photo_says_what_ceases_to_fool(evaluate: Rbl) -> None:
         assert 0 <= row["destroyed"] <= 1 and 0 <= row["clean"] <= 1
         assert round(row["destroyed"] * fooled, 9) % 1 == 0
     said = evaluate("--eps", "0.05", "--steps", "5", "--print-photo")
-    assert f"print-photo: of {fooled} images that fool" in said.out
+    assert f"print-photo: {fooled} images that fool" in said.out
     for name, row in told.items():
         line = next(line for line in said.out.splitlines() if line.startswith(f"  {name} "))
         assert line.split()[-2:] == [f"{100 * row[key]:.1f}" for key in ("destroyed", "clean")]
@@ -73,5 +73,5 @@ def test_print_photo_where_nothing_fools(evaluate: Rbl) -> None:
     r = evaluate("--eps", "0", "--steps", "1", "--print-photo", "--json").json
     assert {row["destroyed"] for row in r["print_photo"].values()} == {None}
     said = evaluate("--eps", "0", "--steps", "1", "--print-photo")
-    assert "of 0 images that fool" in said.out and said.code == 0
+    assert "print-photo: 0 images that fool" in said.out and said.code == 0
     assert evaluate("--eps", "0", "--steps", "1", "--json").json.get("print_photo") is None

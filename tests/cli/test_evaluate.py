@@ -44,8 +44,8 @@ def test_what_is_told_to_a_person_is_the_same(evaluate: Rbl) -> None:
     said = evaluate(*QUICK)
     assert (said.code, said.err) == (0, "")
     assert "nets.py:make on npz:ok.npz, defense none, attack pgd, linf 0.02, 24 images" in said.out
-    assert f"clean accuracy    {100 * r['clean_accuracy']:.1f} %" in said.out
-    assert f"robust accuracy   {100 * r['robust_accuracy']:.1f} %" in said.out
+    assert f"clean accuracy   {100 * r['clean_accuracy']:.1f} %" in said.out
+    assert f"robust accuracy  {100 * r['robust_accuracy']:.1f} %" in said.out
     assert "reliable" in said.out and r["run_file"] in said.out
 
 

@@ -51,8 +51,7 @@ class EAD(Attack):
     confidence: margin wanted, in logits, >= 0. rule: which image at the goal is kept, the least |d|_1 (L1) or the
     least elastic net (EN).
     Departures: every image asked about is judged, the nearest in l1 is what the result shows, whatever the rule; a
-    search ends early for each sample by itself, where in its second half a tenth of the steps brought its objective no
-    ten-thousandth.
+    search ends early for each sample by itself, where a tenth of the steps brought its objective no ten-thousandth.
     """
 
     name: ClassVar[str] = "ead"
@@ -121,7 +120,7 @@ class EAD(Attack):
         momentum = per_row((state.age.double() / (age + 2)).float(), x)
         slack = (moved + (moved - state.image).mul_(momentum)).clamp_(batch.ball.low, batch.ball.high)
         objective = elastic + state.c * short
-        looks = (state.age % max(1, self.steps // 10) == 0) & (2 * state.age >= self.steps)
+        looks = state.age % max(1, self.steps // 10) == 0
         stuck = looks & ~(objective <= state.least * (1 - 1e-4))
         state = replace(
             state,

@@ -24,6 +24,7 @@ QUIET = {"max_iter": 10, "verbose": False}
 WIDE = 1e4  # where a peer asks how far the nearest image may be
 CHANCE = "by chance: over four seeds ours leaves 55 to 61 %, the peer's 57 to 58 %"
 STARTS = "by chance: over five random starts ours leaves 88.6 %, the peer's 88.0 %"
+SOONER = "ours ends a search whose objective no longer falls, for less than half of the calls"
 LINF, L2, L1, L0 = "linf", "l2", "l1", "l0"
 
 
@@ -115,7 +116,8 @@ def _nearest() -> Iterator[Rivalry]:
         foolbox("EADAttack", steps=STEPS, decision_rule="L1"),
         art("ElasticNet", max_iter=10, decision_rule="L1"),
     )
-    yield from both("ead", L1, *in_l1, steps=50, images=50, options={"rule": "L1"})
+    yield pair("ead", L1, *in_l1, steps=50, images=50, options={"rule": "L1"}, reasons={"foolbox EADAttack": SOONER})
+    yield pair("ead", L1, *in_l1, steps=50, images=50, options={"rule": "L1"}, on=STANDARD)
     yield from both("ddn", L2, foolbox("DDNAttack", steps=STEPS), steps=100)
     for norm in (LINF, L2, L1, L0):
         name = f"{'LInf' if norm == LINF else norm.upper()}FMNAttack"

@@ -87,7 +87,12 @@ def test_an_interrupt_of_a_training_is_130_and_keeps_no_half_network(
 
     monkeypatch.setenv("RBL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training.Trainer, "_step", interrupted)
-    said = rbl("train", "--model", "mlp", "--out", "net.safetensors")
+    # Where the tests were started in the background the signal is ignored, and nothing would come.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        said = rbl("train", "--model", "mlp", "--out", "net.safetensors")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (said.code, said.out, said.err.splitlines()[-1]) == (130, "", "stopped")
     assert not Path("net.safetensors").exists() and listing(tmp_path / "cache") == set()
 

@@ -34,7 +34,8 @@ class Auto(Portfolio):
     warm ascent (0.4); a warm search of 640 queries and an ascent (0.25); 1,600 queries and an ascent (0.15); apgd-t, 4
     classes of 60 steps, a warm search of 3,200 and an ascent (0.1); 3,200 queries and an ascent (0.06). In l2, where
     random search makes less way than ascents from elsewhere, a warm ascent (0.4) comes before the 240 queries (0.3)
-    and the 640 (0.2), and eight ascents of 20 steps from random points and a warm one (0.15) before the 1,600.
+    and the 640 (0.2), eight ascents of 20 steps from random points and a warm one (0.15) before the 1,600, and the
+    second warm search is as short as the first.
     "exhaustive": before anybody is given up it aims at nine classes in turn, 100 steps each, and asks 5,000 queries of
     random search, as the reference does; then as standard.
     """
@@ -66,6 +67,7 @@ class Auto(Portfolio):
         l2 = threat.norm == "l2"
         near, nearer = (0.3, 0.2) if l2 else (0.4, 0.25)
         at_once = (Part(polish, hope=0.4, warm=True),) if l2 else ()
+        last = search if l2 else replace(search, steps=100, proposals=32)
         elsewhere = (Part(MD(steps=20, restarts=8), hope=0.15), Part(polish, hope=0.15, warm=True)) if l2 else ()
         standard = (
             Part(ascent),
@@ -80,7 +82,7 @@ class Auto(Portfolio):
             Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15),
             Part(polish, hope=0.15, warm=True),
             Part(APGDT(steps=60, classes=4), hope=0.1),
-            Part(replace(search, steps=100, proposals=32), hope=0.1, warm=True),
+            Part(last, hope=0.1, warm=True),
             Part(polish, hope=0.1, warm=True),
             Part(Square(steps=100, proposals=32, patience=2.0), hope=0.06),
             Part(polish, hope=0.06, warm=True),

@@ -29,9 +29,9 @@ class Part:
     (`Batch.origin`), not at the clean image.
     hope: without a target, a sample whose margin no part before brought below this share of the clean image's is given
     up before this part; 1 for none. Not given up is whoever came nearer to the goal without gradients than with
-    them: there the gradient misleads, and what it says of hope is not believed. A search without gradients is passed by
-    where no search before it came within twice that share: there gradients do better. The rules know one sample only,
-    so that no verdict depends on another sample.
+    them: there the gradient misleads, and what it says of hope is not believed. A search without gradients that begins
+    anew is passed by where no search before it came within twice that share: there gradients do better. The rules know
+    one sample only, so that no verdict depends on another sample.
     """
 
     attack: Attack
@@ -54,7 +54,7 @@ class Part:
         """Which samples this part is not for, (N,) bool; others that come later may be."""
         if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
             return torch.zeros_like(entry.attacked)
-        if self.attack.access == "gradient":
+        if self.attack.access == "gradient" or self.warm:
             return torch.zeros_like(entry.attacked)
         without = entry.ends_missing[:, 1]
         return without.isfinite() & (without > 2 * self.hope * entry.margin) & ~_misled(entry)

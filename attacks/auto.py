@@ -33,9 +33,9 @@ class Auto(Portfolio):
     "standard": an ascent of 20 steps and 80 queries for all; apgd-t, 3 classes of 20 steps (0.6); 240 queries and a
     warm ascent (0.4); a warm search of 640 queries and an ascent (0.25); 1,600 queries and an ascent (0.15); apgd-t, 4
     classes of 60 steps, a warm search of 3,200 and an ascent (0.1); 3,200 queries and an ascent (0.06). In l2, where
-    random search makes less way than ascents from elsewhere, a warm ascent (0.4) comes before the 240 queries (0.3)
-    and the 640 (0.2), eight ascents of 20 steps from random points and a warm one (0.15) before the 1,600, and the
-    second warm search is as short as the first.
+    random search makes less way than ascents from elsewhere, what lies between apgd-t and the 1,600 queries is: a
+    warm ascent (0.4), 240 queries and an ascent (0.3), another (0.2), eight of 20 steps from random points and a warm
+    one (0.15); and the only warm search is one of 640 queries (0.1).
     "exhaustive": before anybody is given up it aims at nine classes in turn, 100 steps each, and asks 5,000 queries of
     random search, as the reference does; then as standard.
     """
@@ -65,24 +65,32 @@ class Auto(Portfolio):
             )
         search = Square(steps=40, proposals=16, share=0.3, random_start=False, patience=2.0)
         l2 = threat.norm == "l2"
-        near, nearer = (0.3, 0.2) if l2 else (0.4, 0.25)
-        at_once = (Part(polish, hope=0.4, warm=True),) if l2 else ()
-        last = search if l2 else replace(search, steps=100, proposals=32)
-        elsewhere = (Part(MD(steps=20, restarts=8), hope=0.15), Part(polish, hope=0.15, warm=True)) if l2 else ()
+        middle: tuple[Part, ...]
+        if l2:
+            middle = (
+                Part(polish, hope=0.4, warm=True),
+                Part(Square(steps=60, proposals=4), hope=0.3),
+                Part(polish, hope=0.3, warm=True),
+                Part(polish, hope=0.2, warm=True),
+                Part(MD(steps=20, restarts=8), hope=0.15),
+                Part(polish, hope=0.15, warm=True),
+            )
+        else:
+            middle = (
+                Part(Square(steps=60, proposals=4), hope=0.4),
+                Part(polish, hope=0.4, warm=True),
+                Part(search, hope=0.25, warm=True),
+                Part(polish, hope=0.25, warm=True),
+            )
         standard = (
             Part(ascent),
             Part(Square(steps=40, proposals=2)),
             Part(APGDT(steps=20, classes=3), hope=0.6),
-            *at_once,
-            Part(Square(steps=60, proposals=4), hope=near),
-            Part(polish, hope=near, warm=True),
-            Part(search, hope=nearer, warm=True),
-            Part(polish, hope=nearer, warm=True),
-            *elsewhere,
+            *middle,
             Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15),
             Part(polish, hope=0.15, warm=True),
             Part(APGDT(steps=60, classes=4), hope=0.1),
-            Part(last, hope=0.1, warm=True),
+            Part(search if l2 else replace(search, steps=100, proposals=32), hope=0.1, warm=True),
             Part(polish, hope=0.1, warm=True),
             Part(Square(steps=100, proposals=32, patience=2.0), hope=0.06),
             Part(polish, hope=0.06, warm=True),

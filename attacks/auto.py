@@ -35,7 +35,7 @@ class Auto(Portfolio):
     classes of 60 steps, a warm search of 3,200 and an ascent (0.1); 3,200 queries and an ascent (0.06). In l2, where
     random search makes less way than ascents from elsewhere, what lies between apgd-t and the 1,600 queries is: a
     warm ascent (0.4), 240 queries and an ascent (0.3), another (0.2), eight of 20 steps from random points and a warm
-    one (0.15); and the only warm search is one of 640 queries (0.1).
+    one (0.15); apgd-t then takes 3 classes of 40 steps, and the only warm search is one of 640 queries (0.1).
     "exhaustive": before anybody is given up it aims at nine classes in turn, 100 steps each, and asks 5,000 queries of
     random search, as the reference does; then as standard.
     """
@@ -89,7 +89,7 @@ class Auto(Portfolio):
             *middle,
             Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15),
             Part(polish, hope=0.15, warm=True),
-            Part(APGDT(steps=60, classes=4), hope=0.1),
+            Part(APGDT(steps=40, classes=3) if l2 else APGDT(steps=60, classes=4), hope=0.1),
             Part(search if l2 else replace(search, steps=100, proposals=32), hope=0.1, warm=True),
             Part(polish, hope=0.1, warm=True),
             Part(Square(steps=100, proposals=32, patience=2.0), hope=0.06),

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attack import Attack, Batch, State
     from .data import Dataset, load_dataset
-    from .defense import Defense, InferenceDefense, TrainingDefense
+    from .defense import Defense, InferenceDefense, Loss, TrainingDefense
     from .errors import AccessError, PluginError, RblError, RecordError, UserError
     from .evaluation import evaluate
     from .losses import get_loss
     from .models import load_model
     from .perturbation import perturb
     from .query import Gradient, Query
+    from .recipe import Recipe
     from .result import Result
     from .rows import per_row
     from .streams import Stream, normal_like, uniform_like
     from .threat import Ball, Threat
-    from .training import Recipe, Trainer, train_model
+    from .training import Trainer, train_model
     from .transfer import TransferMatrix, transfer_matrix
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "attack": ("Attack", "Batch", "State"),
     "data": ("Dataset", "load_dataset"),
-    "defense": ("Defense", "InferenceDefense", "TrainingDefense"),
+    "defense": ("Defense", "InferenceDefense", "Loss", "TrainingDefense"),
     "errors": ("AccessError", "PluginError", "RblError", "RecordError", "UserError"),
     "evaluation": ("evaluate",),
     "losses": ("get_loss",),
@@ -46,7 +47,8 @@ _HOMES = {
     "rows": ("per_row",),
     "streams": ("Stream", "normal_like", "uniform_like"),
     "threat": ("Ball", "Threat"),
-    "training": ("Recipe", "Trainer", "train_model"),
+    "recipe": ("Recipe",),
+    "training": ("Trainer", "train_model"),
     "transfer": ("TransferMatrix", "transfer_matrix"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -60,6 +62,7 @@ __all__ = [
     "Defense",
     "Gradient",
     "InferenceDefense",
+    "Loss",
     "PluginError",
     "Query",
     "RblError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,8 @@ from .streams import replaying
 if TYPE_CHECKING:
     from .data.dataset import Dataset
     from .training import Trainer
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,34 @@ class Defense:
 
 @dataclass(frozen=True)
 class TrainingDefense(Defense):
-    """A defense that is a way of training."""
+    """A defense that is a way of training: it states its loss, and what it does to a batch on the way.
+
+    Several stand one on another in the order given, each on the next one's loss: with adversarial-training and awp
+    the first makes the images and the second moves the weights against what the first handed on.
+
+    recipe: what its paper trains with, by the names of `Recipe`; it holds where the user says nothing.
+    """
+
+    recipe: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def passes(self) -> int:
+        """How often in a row each batch is learned from; the epochs are divided by it."""
+        return 1
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
+        """The number to be made small for a batch.
+
+        x: (n, C, H, W) in [0, 1]. y: (n,) int64, or where a defense before this one mixed labels their shares (n, K).
+        inner: of (network, x, y), the loss that this one stands on: the next defense's, in the end the cross-entropy.
+        trainer: makes adversarial images by any attack of the suite (`perturb`), gives input gradients (`gradient`).
+        """
+        del trainer
+        return inner(network, x, y)
 
     def fit(self, model: nn.Module, data: Dataset, trainer: Trainer) -> nn.Module:
-        """The trained network; `trainer.fit` is the loop and `trainer.perturb` any attack by name."""
-        raise NotImplementedError
+        """The trained network; to be overridden where one training with one loss is not all."""
+        return trainer.fit(model, data)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .data import Dataset
     from .defense import Defense
     from .fitting import FitData
+    from .history import History
+    from .loop import TrainingProgress
     from .models import LoadedModel
     from .threat import Threat
-    from .training import Recipe, TrainingProgress
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def prepare_model(
     *,
     weights: str | None = None,
     defenses: Sequence[Defense] = (),
-    recipe: Recipe | None = None,
+    recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -105,16 +106,19 @@ def prepare_model(
 ) -> LoadedModel:
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
+    recipe: parts of the `Recipe` by name, as text or values; what is left open the defenses state.
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
     """
     from .defense import TrainingDefense
     from .models import load_model
-    from .training import Recipe, describe, describe_defenses, train_model
+    from .processes import main_process
+    from .recipe import recipe_for
+    from .training import describe, describe_defenses, train_model
 
     fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
-    recipe = recipe or Recipe()
+    whole = recipe_for(fitting, recipe or {}, argument="--train-option")
     if fitting and weights and _trained_with(weights) == [_told(d) for d in describe_defenses(fitting)]:
         if note:
             note(f"{weights} was trained with {' + '.join(d.name for d in fitting)}; it is taken as it is")
@@ -123,14 +127,24 @@ def prepare_model(
     ready = weights is not None or _is_factory(spec)
     train_set = request.load("train") if retrain or not ready else None
 
-    def train(module: torch.nn.Module) -> torch.nn.Module:
+    def train(module: torch.nn.Module, *, checkpoint: Path, history: History) -> torch.nn.Module:
         assert train_set is not None
-        if note:
+        if note and main_process():
             with_ = f" with {' + '.join(d.name for d in fitting)}" if fitting else ""
             note(f"training {spec} on {data.name}{with_}: {len(train_set)} images, once; it is kept in the cache")
         if _is_factory(spec):
             _try(module, train_set)
-        return train_model(module, train_set, recipe=recipe, defenses=fitting, device=device, progress=progress)
+        return train_model(
+            module,
+            train_set,
+            recipe=whole,
+            defenses=fitting,
+            device=device,
+            progress=progress,
+            say=note,
+            checkpoint=checkpoint,
+            history=history,
+        )
 
     return load_model(
         spec,
@@ -138,9 +152,9 @@ def prepare_model(
         shape=data.shape,
         weights=weights,
         train=train if train_set is not None else None,
-        recipe=describe(train_set, recipe, fitting) if train_set is not None else None,
+        recipe=describe(train_set, whole, fitting) if train_set is not None else None,
         retrain=retrain and ready,
-        seed=recipe.seed,
+        seed=whole.seed,
     )
 
 

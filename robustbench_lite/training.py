@@ -1,132 +1,95 @@
-"""Training of networks: the recipe, the loop that every train-time defense uses, and what decided the result."""
+"""Training of networks: the loop that every train-time defense uses, and what decided the result."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .augment import augment
+from .convolution import FoldedConvolutions
+from .defense import Loss, TrainingDefense
 from .errors import RblError, UserError
 from .files import sha256_file
+from .history import History
+from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
 from .models.seeding import seeded
+from .network import PRECISIONS, frozen
+from .processes import Processes, alone
+from .recipe import Recipe, make_optimizer, set_lr
 from .registry import guard, source_hash
+from .resuming import Checkpoint
+from .validation import Validation
 
 if TYPE_CHECKING:
     from .data.dataset import Dataset
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-class Fits(Protocol):
-    """What a train-time defense is to the trainer; `defense.TrainingDefense` is one."""
-
-    def fit(self, model: nn.Module, data: Dataset, trainer: Trainer) -> nn.Module:
-        """The trained network."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained; the defaults suit small images and a processor without an accelerator.
-
-    epochs: passes over the training set; None takes `epochs_for` its size.
-    lr: the highest learning rate. schedule: "one-cycle" rises over the first three tenths and falls to
-    zero as a cosine, "cosine" only falls, "constant" stays.
-    optimizer: "sgd" has Nesterov momentum 0.9.
-    augment: "crop" shifts each image by up to an eighth of its side, "crop-flip" mirrors half of them too.
-    seed: of the order, the augmentation and what the network itself draws (dropout).
-
-    Raises UserError for a value out of its range.
-    """
-
-    epochs: int | None = None
-    batch_size: int = 64
-    lr: float = 0.05
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    weight_decay: float = 5e-4
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    label_smoothing: float = 0.0
-    augment: Literal["none", "crop", "crop-flip"] = "crop"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _want("epochs", self.epochs, self.epochs is None or self.epochs >= 1, "at least 1")
-        _want("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        _want("lr", self.lr, 0 < self.lr < math.inf, "a positive number")
-        _want("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
-        _want("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
-        _want("seed", self.seed, 0 <= self.seed < 2**31, "in 0..2147483647")
-        for name, choices in (
-            ("optimizer", ("sgd", "adamw")),
-            ("schedule", ("one-cycle", "cosine", "constant")),
-            ("augment", ("none", "crop", "crop-flip")),
-        ):
-            _want(name, getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
-
-    def resolve(self, n: int) -> Recipe:
-        """The same recipe with its epochs settled for a training set of `n` images."""
-        return self if self.epochs is not None else dataclasses.replace(self, epochs=epochs_for(n))
-
-
-def _want(name: str, value: object, right: bool, expected: str) -> None:
-    if not right:
-        raise UserError(f"{name} must be {expected}, got {value!r}")
-
-
-def epochs_for(n: int) -> int:
-    """Epochs for a training set of `n` images: fewer the larger it is, 20 for the 1,437 digits, 5 to 50.
-
-    >>> epochs_for(1437), epochs_for(60_000)
-    (20, 5)
-    """
-    return min(50, max(5, round(20 * math.sqrt(1437 / n))))
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far a training is: counts from 1, and mean loss and accuracy over the epoch so far."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    loss: float
-    accuracy: float
-
 
 class Trainer:
-    """The training loop, given to a train-time defense's `fit`.
+    """The training loop, given to a train-time defense.
 
+    defenses: whose losses stand one on another in every `fit`, the first outermost.
     perturb: stands in for `robustbench_lite.perturbation.perturb`, with the same arguments.
+    checkpoint: where a training that is under way is kept, so that a killed one goes on; None: nowhere.
+    processes: those that train together, each on its part of every batch.
+
     done: the share of the present training that is over, in [0, 1), for losses that change on the way.
+    memory: tensors that a loss keeps from step to step; they are stored with a training that is under way.
+    drawn: how often `perturb` was called in the present training. history: of all trainings so far.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         *,
+        defenses: Sequence[TrainingDefense] = (),
         device: torch.device | str = "cpu",
         progress: Callable[[TrainingProgress], None] | None = None,
+        say: Callable[[str], None] | None = None,
         perturb: Callable[..., Tensor] | None = None,
+        checkpoint: Checkpoint | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.recipe = recipe
+        self.defenses = tuple(defenses)
         self.device = torch.device(device)
-        self._progress = progress
         self.done = 0.0
+        self.memory: dict[str, Tensor] = {}
+        self.history = History()
+        self._progress = progress
+        self._say = say
         self._perturb = perturb
-        self._perturbed = 0
+        self._checkpoint = checkpoint
+        self._processes = processes or alone()
+        self._fits = 0
+        self.drawn = 0
+        self._made: list[Tensor] = []
+        self._again: int | None = None
+        self._after_backward: list[Callable[[], None]] = []
+
+    @property
+    def threat(self) -> tuple[str, float] | None:
+        """Norm and eps of the first defense that states them; None where none does."""
+        for defense in self.defenses:
+            norm, eps = getattr(defense, "norm", None), getattr(defense, "eps", None)
+            if isinstance(norm, str) and isinstance(eps, float):
+                return norm, eps
+        return None
 
     def fit(self, model: nn.Module, data: Dataset, *, loss: Loss | None = None) -> nn.Module:
         """Train `model` in place on `data` and return it, in evaluation mode and on the trainer's device.
 
-        loss: of (model, x, y), x (n, C, H, W) in [0, 1] and y (n,) on the device, the number to be made
-        small; by default the cross entropy with the recipe's label smoothing.
+        loss: of (model, x, y), x (n, C, H, W) in [0, 1] and y (n,) on the device, the innermost of the losses that
+        stand one on another; by default the cross-entropy with the recipe's label smoothing.
 
         The same seed, device and number of threads give the same weights; the global random state is
         left as it was found. Raises UserError where the loss stops being a number, or where there is
@@ -137,22 +100,53 @@ class Trainer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise UserError("--model: the network has no parameters to train")
-        self._perturbed = 0
+        passes = max((defense.passes for defense in self.defenses), default=1)
+        if passes > 1 and recipe.accumulate > 1:
+            raise UserError(f"accumulate must be 1 for a defense that learns {passes} times from each batch")
         model.to(self.device).train()
-        optimizer = _optimizer(recipe, parameters)
-        order = torch.Generator().manual_seed(recipe.seed)
-        batches = _Batches(len(data), recipe.batch_size)
-        total = recipe.epochs * batches.count
+        stage, self._fits = self._fits, self._fits + 1
+        validation = Validation.of(data, recipe, self.threat)
+        index = torch.arange(len(data)) if validation is None else validation.rest(len(data))
+        batches = Batches(index, recipe.batch_size, at_least=2 * self._processes.count)
+        self.drawn, self.memory = 0, {}
+        loop = Loop(
+            model=model,
+            optimizer=make_optimizer(recipe, parameters),
+            average=running_average(model, recipe.ema),
+            order=torch.Generator().manual_seed(recipe.seed),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "f16"),
+            epochs=max(1, round(recipe.epochs / passes)),
+        )
+        composed = self._composed(loss)
         try:
-            with seeded(recipe.seed, device=self.device), _Watch(model) as watch:
-                for epoch in range(recipe.epochs):
-                    watch.start()
-                    for batch, (x, y) in enumerate(self._batches(data, batches, order)):
-                        _set_lr(optimizer, recipe, (epoch * batches.count + batch + 0.5) / total)
-                        self.done = (epoch * batches.count + batch) / total
-                        watch.add(self._step(model, x, y, loss, optimizer, epoch), y)
+            with seeded(recipe.seed, device=self.device), Watch(model) as watch:
+                if self._checkpoint is not None and self._checkpoint.restore(stage, loop, self):
+                    return model
+                while loop.epoch < loop.epochs:
+                    if not loop.batch:
+                        loop.permutation = batches.shuffled(loop.order)
+                        loop.watched, loop.seconds = (0.0, 0, 0), 0.0
+                    watch.start(loop.watched)
+                    began = time.monotonic() - loop.seconds
+                    for x, y in self._batches(data, batches, loop):
+                        for k in range(passes):
+                            done = (loop.epoch + (loop.batch + k / passes) / batches.count) / loop.epochs
+                            middle = 0.5 / (batches.count * loop.epochs * passes)
+                            set_lr(loop.optimizer, recipe, done + middle)
+                            self.done = done
+                            last = loop.batch + 1 == batches.count
+                            value = self._step(loop, composed, x, y, parameters, last=last)
+                            watch.add(value, y)
+                        loop.batch += 1
                         if self._progress is not None:
-                            self._progress(watch.progress(epoch, recipe.epochs, batch, batches.count))
+                            self._progress(watch.progress(loop.epoch, loop.epochs, loop.batch, batches.count))
+                        if self._checkpoint is not None and not last:
+                            loop.watched, loop.seconds = watch.counts, time.monotonic() - began
+                            self._checkpoint.maybe(stage, loop, self, self._processes)
+                    self._end_epoch(stage, loop, watch, validation, time.monotonic() - began)
+                self._finish(loop)
+                if self._checkpoint is not None:
+                    self._checkpoint.store(stage, loop, self, self._processes, over=True)
         finally:
             model.eval()
         return model
@@ -174,126 +168,133 @@ class Trainer:
         """
         from .perturbation import perturb
 
+        if self._again is not None and self._again < len(self._made):
+            self._again += 1
+            return self._made[self._again - 1]
         run = self._perturb or perturb
-        seed = (self.recipe.seed << 32) + self._perturbed
-        self._perturbed += 1
-        return run(model, x, y, attack=attack, norm=norm, eps=eps, attack_options=dict(options or {}), seed=seed)
+        seed = (self.recipe.seed << 32) + self.drawn * self._processes.count + self._processes.rank
+        self.drawn += 1
+        label = hard(y)
+        made = run(model, x, label, attack=attack, norm=norm, eps=eps, attack_options=dict(options or {}), seed=seed)
+        self._made.append(made)
+        return made
 
-    def _batches(self, data: Dataset, batches: _Batches, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for _, x, y in data.blocks(batches.shuffled(order), batches.size):
-            yield augment(x, self.recipe.augment, generator=order).to(self.device), y.to(self.device)
+    def gradient(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient in x (n, C, H, W) of `loss(logits)`, a number; in evaluation mode, of the frozen network."""
+        x = x.detach().requires_grad_()
+        with frozen(network), torch.enable_grad(), FoldedConvolutions():
+            return torch.autograd.grad(loss(network(x)), x)[0].detach()
+
+    @contextlib.contextmanager
+    def same_images(self) -> Iterator[None]:
+        """Within: `perturb` gives again what it made since the step began, for a loss that is computed twice."""
+        self._again = 0
+        try:
+            yield
+        finally:
+            self._again = None
+
+    def after_backward(self, undo: Callable[[], None]) -> None:
+        """Have `undo` called once, when this step's gradients are there and before the weights move."""
+        self._after_backward.append(undo)
+
+    def note(self, name: str, value: float) -> None:
+        """Add a number to the history: the mean over the epoch of what is noted under a name is a column."""
+        self.history.note(name, value)
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches the training, in one line."""
+        if self._say is not None and self._processes.main:
+            self._say(text)
+
+    def _composed(self, innermost: Loss | None) -> Loss:
+        def plain(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(network(x), y, label_smoothing=self.recipe.label_smoothing)
+
+        loss = innermost or plain
+        for defense in reversed(self.defenses):
+            if type(defense).loss is not TrainingDefense.loss:
+                loss = functools.partial(self._through, defense, loss)
+        return loss
+
+    def _through(self, defense: TrainingDefense, inner: Loss, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        try:
+            return defense.loss(network, x, y, inner, self)
+        except RblError:
+            raise
+        except Exception as error:
+            raise guard(f"--defense: {defense.name}.loss", error) from error
+
+    def _batches(self, data: Dataset, batches: Batches, loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
+        left = loop.permutation[loop.batch * batches.size :]
+        for _, x, y in data.blocks(left, batches.size):
+            moved = augment(x, self.recipe.augment, generator=loop.order)
+            mine = self._processes.part(len(y))
+            yield moved[mine].to(self.device), y[mine].to(self.device)
 
     def _step(
         self,
-        model: nn.Module,
+        loop: Loop,
+        loss: Loss,
         x: Tensor,
         y: Tensor,
-        loss: Loss | None,
-        optimizer: torch.optim.Optimizer,
-        epoch: int,
+        parameters: Sequence[nn.Parameter],
+        *,
+        last: bool,
     ) -> float:
-        model.train()  # what made adversarial images may have left it otherwise
-        if loss is None:
-            value = F.cross_entropy(model(x), y, label_smoothing=self.recipe.label_smoothing)
-        else:
-            value = loss(model, x, y)
+        self._made, self._again, self._after_backward = [], None, []
+        loop.model.train()  # what made adversarial images may have left it otherwise
+        precision = self.recipe.precision
+        shorter = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "float32")
+        with shorter:
+            value = loss(loop.model, x, y)
         number = float(value.detach())
         if not math.isfinite(number):
             raise UserError(
-                f"lr: the loss became {number} in epoch {epoch + 1} of the training; lower lr, it is {self.recipe.lr:g}"
+                f"lr: the loss became {number} in epoch {loop.epoch + 1} of the training; lower lr, it is "
+                f"{self.recipe.lr:g}"
             )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if not loop.accumulated:
+            loop.optimizer.zero_grad(set_to_none=True)
+        loop.scaler.scale(value if self.recipe.accumulate == 1 else value / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+        for undo in self._after_backward:
+            undo()
+        loop.accumulated += 1
+        if loop.accumulated == self.recipe.accumulate or last:
+            self._processes.mean_gradients(parameters, len(y))
+            loop.scaler.step(loop.optimizer)
+            loop.scaler.update()
+            loop.accumulated = 0
+            if loop.average is not None:
+                loop.average.update_parameters(loop.model)
         return number
 
+    def _end_epoch(self, stage: int, loop: Loop, watch: Watch, validation: Validation | None, seconds: float) -> None:
+        row: dict[str, Any] = {"stage": stage + 1, "epoch": loop.epoch + 1, **watch.row()}
+        row |= {"lr": loop.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        loop.epoch, loop.batch = loop.epoch + 1, 0
+        if validation is not None:
+            if self._processes.main:
+                seen = validation.look(loop.kept, self.device)
+                row |= seen.row
+                if loop.best is None or seen.value > loop.best_value:
+                    loop.best, loop.best_value = copied(loop.kept), seen.value
+            loop.model.train()
+        self.history.add(row)
+        if self._checkpoint is not None and loop.epoch < loop.epochs:
+            self._checkpoint.maybe(stage, loop, self, self._processes)
 
-class _Batches:
-    """Batches of nearly equal size, none of one image alone, of which batch normalisation has no variance."""
-
-    def __init__(self, n: int, batch_size: int) -> None:
-        if n < 2:
-            raise UserError(f"--dataset: training needs at least 2 images, got {n}")
-        batch_size = max(2, min(batch_size, n))
-        self.size = math.ceil(n / math.ceil(n / batch_size))
-        self.n = n
-        self.used = n - 1 if n % self.size == 1 else n
-        self.count = math.ceil(self.used / self.size)
-
-    def shuffled(self, generator: torch.Generator) -> Tensor:
-        """An epoch's index in a new order."""
-        return torch.randperm(self.n, generator=generator)[: self.used]
-
-
-class _Watch:
-    """Loss and accuracy of the epoch so far, seen from outside, so that a defense's loss need not tell."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._output: Tensor | None = None
-
-    def __enter__(self) -> _Watch:
-        self._hook = self._model.register_forward_hook(self._see)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-    def _see(self, _model: nn.Module, _inputs: object, output: object) -> None:
-        self._output = output.detach() if isinstance(output, Tensor) else None
-
-    def start(self) -> None:
-        self._loss, self._right, self._seen = 0.0, 0, 0
-
-    def add(self, loss: float, y: Tensor) -> None:
-        self._loss += loss * len(y)
-        self._seen += len(y)
-        # The last thing the network saw in a step is the batch it learnt from, as far as it has its size.
-        if self._output is not None and self._output.ndim == 2 and len(self._output) == len(y):
-            self._right += int((self._output.argmax(1) == y).sum())
-
-    def progress(self, epoch: int, epochs: int, batch: int, batches: int) -> TrainingProgress:
-        loss, accuracy = self._loss / self._seen, self._right / self._seen
-        return TrainingProgress(epoch + 1, epochs, batch + 1, batches, loss, accuracy)
+    def _finish(self, loop: Loop) -> None:
+        """Put into the network what is kept of the training, the same in every process."""
+        state = loop.best if loop.best is not None else copied(loop.kept)
+        with torch.no_grad():
+            loop.model.load_state_dict(state)
+        self._processes.same(loop.model)
 
 
-def _optimizer(recipe: Recipe, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
-
-
-def _set_lr(optimizer: torch.optim.Optimizer, recipe: Recipe, done: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * lr_factor(recipe.schedule, done)
-
-
-def lr_factor(schedule: str, done: float) -> float:
-    """The share of the highest learning rate when the part `done`, in [0, 1], of a training is over."""
-    if schedule == "constant":
-        return 1.0
-    rise = 0.3 if schedule == "one-cycle" else 0.0
-    if done < rise:
-        return done / rise
-    return 0.5 * (1 + math.cos(math.pi * (done - rise) / (1 - rise)))
-
-
-def augment(x: Tensor, how: str, *, generator: torch.Generator) -> Tensor:
-    """Each image of x (N, C, H, W) shifted ("crop", over black) and mirrored ("crop-flip") at random."""
-    if how == "none":
-        return x
-    n, channels, height, width = x.shape
-    top, left = height // 8, width // 8
-    padded = F.pad(x, (left, left, top, top))
-    down = torch.randint(0, 2 * top + 1, (n, 1), generator=generator)
-    right = torch.randint(0, 2 * left + 1, (n, 1), generator=generator)
-    rows = (down + torch.arange(height))[:, None, :, None]
-    columns = right + torch.arange(width)
-    if how == "crop-flip":
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    samples = torch.arange(n)[:, None, None, None]
-    return padded[samples, torch.arange(channels)[None, :, None, None], rows, columns[:, None, None, :]]
+def hard(y: Tensor) -> Tensor:
+    """Labels (n,) int64 of labels, or of shares of classes (n, K)."""
+    return y.argmax(1) if y.ndim == 2 else y
 
 
 def train_model(
@@ -301,37 +302,61 @@ def train_model(
     data: Dataset,
     *,
     recipe: Recipe,
-    defenses: Sequence[Fits] = (),
+    defenses: Sequence[TrainingDefense] = (),
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    checkpoint: Path | str | None = None,
+    history: History | None = None,
 ) -> nn.Module:
-    """Train `model` on `data`: plainly, or by the `fit` of each train-time defense in the order given.
+    """Train `model` on `data`: plainly, or by train-time defenses, whose losses stand one on another.
+
+    A defense with a `fit` of its own is asked for it; of several such, in the order given.
+    checkpoint: a file in which the training is kept while it is under way; the same call goes on with it, and it is
+    removed at the end. history: receives a row for each epoch.
+    Under `torchrun` each process learns from its part of every batch, and all return the same network.
 
     Returns the network in evaluation mode, `model` itself unless a defense made another. The global
-    random state is left as it was found. Raises UserError as `Trainer.fit` does, PluginError for a
-    defense that raises.
+    random state is left as it was found. Raises UserError as `Trainer.fit` does and for a checkpoint of another
+    training, PluginError for a defense that raises.
     """
-    trainer = Trainer(recipe, device=device, progress=progress)
+    processes = Processes.of_torchrun(device)
+    kept = None
+    if checkpoint is not None:
+        kept = Checkpoint(Path(checkpoint), describe(data, recipe, defenses), model)
+    trainer = Trainer(
+        recipe,
+        defenses=defenses,
+        device=processes.device(device),
+        progress=progress if processes.main else None,
+        say=say,
+        checkpoint=kept,
+        processes=processes,
+    )
+    if history is not None:
+        trainer.history = history
+    fitting = [defense for defense in defenses if type(defense).fit is not TrainingDefense.fit]
     with seeded(recipe.seed, device=device):
-        if not defenses:
-            return trainer.fit(model, data)
-        for defense in defenses:
-            name = getattr(defense, "name", type(defense).__name__)
+        if not fitting:
+            model = trainer.fit(model, data)
+        for defense in fitting:
             try:
                 fitted = defense.fit(model, data, trainer)
             except RblError:
                 raise
             except Exception as error:
-                raise guard(f"--defense: {name}.fit", error) from error
+                raise guard(f"--defense: {defense.name}.fit", error) from error
             if not isinstance(fitted, nn.Module):
                 raise UserError(
-                    f"--defense: {name}.fit returned a {type(fitted).__name__}, expected the trained network"
+                    f"--defense: {defense.name}.fit returned a {type(fitted).__name__}, expected the trained network"
                 )
             model = fitted
+    if kept is not None:
+        kept.remove(processes)
     return model.eval()
 
 
-def describe(data: Dataset, recipe: Recipe, defenses: Sequence[Fits] = ()) -> dict[str, Any]:
+def describe(data: Dataset, recipe: Recipe, defenses: Sequence[TrainingDefense] = ()) -> dict[str, Any]:
     """All that decides what `train_model` makes of a network, as plain JSON values.
 
     A defense is described by its name, its options and the SHA-256 of its source file.
@@ -344,19 +369,23 @@ def describe(data: Dataset, recipe: Recipe, defenses: Sequence[Fits] = ()) -> di
     return described
 
 
-def describe_defenses(defenses: Sequence[Fits]) -> list[dict[str, Any]]:
+def describe_defenses(defenses: Sequence[TrainingDefense]) -> list[dict[str, Any]]:
     """What `describe` says of the defenses."""
     return [_describe(defense) for defense in defenses]
 
 
-def _describe(defense: Fits) -> dict[str, Any]:
-    options = dataclasses.asdict(defense) if dataclasses.is_dataclass(defense) else dict(vars(defense))
+def _describe(defense: TrainingDefense) -> dict[str, Any]:
     plain = {
         key: value if isinstance(value, bool | int | float | str | None) else repr(value)
-        for key, value in options.items()
+        for key, value in dataclasses.asdict(defense).items()
     }
-    # An option may name a plug-in (an attack of the user's own), whose source decides the result too.
-    named = [value.rpartition(":")[0] for value in plain.values() if isinstance(value, str) and ".py:" in value]
-    sources = {Path(file).name: sha256_file(Path(file)) for file in named if Path(file).is_file()}
-    name = getattr(defense, "name", type(defense).__name__)
-    return {"name": name, "options": plain, "source_sha256": source_hash(type(defense)), "plugins": sources}
+    # An option may name files (an attack of the user's own, other networks), which decide the result too.
+    said = [part for value in plain.values() if isinstance(value, str) for part in value.split(",")]
+    named = [Path(part.rpartition(":")[0] if ".py:" in part else part) for part in said]
+    sources = {file.name: sha256_file(file) for file in named if file.suffix and file.is_file()}
+    return {
+        "name": defense.name,
+        "options": plain,
+        "source_sha256": source_hash(type(defense)),
+        "plugins": sources,
+    }

@@ -16,21 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_lite.augment import augment
 from robustbench_lite.cache import cache_dir
 from robustbench_lite.data.dataset import ArrayDataset, content_hash
+from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import PluginError, UserError
 from robustbench_lite.files import sha256_file, write_whole
+from robustbench_lite.history import History
+from robustbench_lite.loop import TrainingProgress
 from robustbench_lite.models import LoadedModel, build_model, load_model, state_sha256
-from robustbench_lite.training import (
-    Recipe,
-    Trainer,
-    TrainingProgress,
-    augment,
-    describe,
-    epochs_for,
-    lr_factor,
-    train_model,
-)
+from robustbench_lite.recipe import Recipe, epochs_for, lr_factor
+from robustbench_lite.training import Trainer, describe, train_model
 
 SHAPE = (1, 8, 8)
 QUICK = Recipe(epochs=3, batch_size=16)
@@ -186,8 +182,8 @@ def test_a_loss_that_is_no_number_names_lr() -> None:
         ("lr", math.inf),
         ("weight_decay", -1.0),
         ("label_smoothing", 1.0),
-        ("optimizer", "adam"),
-        ("schedule", "step"),
+        ("optimizer", "rmsprop"),
+        ("schedule", "linear"),
         ("augment", "mixup"),
         ("seed", -1),
         ("seed", 2**31),
@@ -235,21 +231,17 @@ def test_augmentation_shifts_each_image_over_black_and_mirrors_some() -> None:
 
 
 @dataclass(frozen=True)
-class Noisy:
-    """A train-time defense: learns from images that `perturb` made."""
+class Noisy(TrainingDefense):
+    """Learns from images that `perturb` made."""
 
     name = "noisy"
     eps: float = 0.1
 
-    def fit(self, model: nn.Module, data: Any, trainer: Trainer) -> nn.Module:
-        def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(model(self.perturbed(model, x, y, trainer)), y)
-
-        return trainer.fit(model, data, loss=loss)
-
-    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, trainer: Trainer) -> Tensor:
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         options = {"steps": 2}
-        return trainer.perturb(model, x, y, attack="pgd", norm="linf", eps=self.eps, options=options)
+        return inner(
+            network, trainer.perturb(network, x, y, attack="pgd", norm="linf", eps=self.eps, options=options), y
+        )
 
 
 def test_a_defense_is_handed_the_attack_with_a_seed_of_its_own_each_batch() -> None:
@@ -260,7 +252,8 @@ def test_a_defense_is_handed_the_attack_with_a_seed_of_its_own_each_batch() -> N
         return x
 
     for seed in (0, 0, 1):
-        Noisy().fit(net(), bars(), Trainer(Recipe(epochs=1, batch_size=16, seed=seed), perturb=perturb))
+        trainer = Trainer(Recipe(epochs=1, batch_size=16, seed=seed), defenses=[Noisy()], perturb=perturb)
+        Noisy().fit(net(), bars(), trainer)
     assert calls[0].items() >= {"attack": "pgd", "norm": "linf", "eps": 0.1, "attack_options": {"steps": 2}}.items()
     seeds = [call["seed"] for call in calls]
     assert seeds[:6] == seeds[6:12]
@@ -279,8 +272,8 @@ def test_defenses_fit_in_order_and_may_return_another_network() -> None:
     order: list[str] = []
 
     @dataclass(frozen=True)
-    class Wraps:
-        name: str
+    class Wraps(TrainingDefense):
+        name: str  # type: ignore[misc]
 
         def fit(self, model: nn.Module, data: Any, trainer: Trainer) -> nn.Module:
             order.append(f"{self.name} on {type(model).__name__}")
@@ -294,7 +287,7 @@ def test_defenses_fit_in_order_and_may_return_another_network() -> None:
 @pytest.mark.parametrize("fault", ["raises", "returns nothing"])
 def test_a_defense_that_fails(fault: str) -> None:
     @dataclass(frozen=True)
-    class Broken:
+    class Broken(TrainingDefense):
         name = "broken"
 
         def fit(self, model: nn.Module, data: Any, trainer: Trainer) -> Any:
@@ -335,9 +328,9 @@ def load(trainings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ) -> LoadedModel:
         data = data or bars()
 
-        def train(model: nn.Module) -> nn.Module:
+        def train(module: nn.Module, *, checkpoint: Path, history: History) -> nn.Module:
             trainings.append(spec)
-            return train_model(model, data, recipe=recipe)
+            return train_model(module, data, recipe=recipe, checkpoint=checkpoint, history=history)
 
         options: dict[str, Any] = {"train": train, "recipe": describe(data, recipe), **more}
         return load_model(spec, n_classes=3, shape=SHAPE, **options)
@@ -391,7 +384,7 @@ def test_a_corrupt_cached_network_is_named_kept_and_trained_again(
 
 
 def test_an_interrupted_training_keeps_nothing(load: Load) -> None:
-    def interrupted(model: nn.Module) -> nn.Module:
+    def interrupted(module: nn.Module, **_: Any) -> nn.Module:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -400,7 +393,7 @@ def test_an_interrupted_training_keeps_nothing(load: Load) -> None:
 
 
 def test_a_network_that_the_name_does_not_build_is_not_cached(load: Load) -> None:
-    loaded = load(train=lambda model: nn.Sequential(nn.AvgPool2d(1), model))
+    loaded = load(train=lambda module, **_: nn.Sequential(nn.AvgPool2d(1), module))
     assert loaded.module(bars().array).shape == (90, 3)
     assert not (cache_dir() / "models").exists()
 

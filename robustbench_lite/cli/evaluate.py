@@ -139,7 +139,6 @@ def evaluate(
         recorded_defenses,
     )
     from ..surrogate import Surrogate
-    from ..training import Recipe
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
@@ -181,7 +180,7 @@ def evaluate(
 
     def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
         with training_bar(f"training {spec}") as bar:
-            recipe = Recipe(epochs=epochs)
+            recipe = {} if epochs is None else {"epochs": epochs}
             given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
             return prepare_model(spec, request, data, **given, progress=bar, note=note)
 

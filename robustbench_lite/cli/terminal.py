@@ -24,8 +24,8 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from ..loop import TrainingProgress
     from ..running import Progress as EvaluationProgress
-    from ..training import TrainingProgress
 
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -15,11 +15,25 @@ EPILOG = """\
 rbl train --model small-cnn --dataset mnist --data-dir data --out net.safetensors
 
 rbl train --model small-cnn --defense adversarial-training --defense-option eps=0.1 --out robust.safetensors
+
+rbl train --model small-cnn --defense adversarial-training --train-option validation=200 --figure curves.png \
+  --history curves.csv --out robust.safetensors
+
+torchrun --nproc-per-node 2 --no-python rbl train --model small-cnn --dataset mnist --out net.safetensors
+
+A training that was killed goes on where it was when the same command is given again.
 """
 
 
 def train(
     out: Annotated[Path, typer.Option(help="PATH.safetensors that receives the network.", rich_help_panel="Result")],
+    history: Annotated[
+        Path | None,
+        typer.Option(help="PATH.csv or .parquet that receives a row an epoch.", rich_help_panel="Result"),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PATH.png that receives the curves.", rich_help_panel="Result")
+    ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
     defense: o.Defenses = None,
@@ -49,10 +63,12 @@ def train(
     from ..defense import InferenceDefense
     from ..errors import UserError
     from ..examples import check_output
+    from ..history import check_history_path, draw_history, write_history
     from ..models.weights import save_weights
     from ..options import configure
     from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
-    from ..training import Recipe
+    from ..processes import main_process
+    from ..recipe import Recipe
     from .terminal import note, print_json, training_bar
 
     defenses = make_defenses(defense or [], defense_option or [])
@@ -60,11 +76,16 @@ def train(
     if standing:
         raise UserError(f"--defense: {standing[0]} trains nothing; give it to rbl evaluate with --weights {out.name}")
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
-    recipe = configure(Recipe, o.merged("--train-option", train_option, given), argument="--train-option")
+    recipe = o.merged("--train-option", train_option, given)
+    configure(Recipe, recipe, argument="--train-option")
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
     device = pick_device(device)
     out = out.expanduser()
     check_output(out, argument="--out", suffix=".safetensors")
+    if history is not None:
+        check_history_path(history)
+    if figure is not None:
+        check_output(figure, argument="--figure", suffix=".png")
     data = request.load("train")
     with training_bar(f"training {model}") as progress:
         network = prepare_model(
@@ -79,7 +100,14 @@ def train(
             progress=progress,
             note=note,
         )
-    save_weights(network.module, out, model=model, recipe=network.recipe or {})
+    if not main_process():
+        return
+    save_weights(network.module, out, model=model, recipe=network.recipe or {}, history=network.history)
+    if history is not None:
+        write_history(network.history, history)
+    if figure is not None:
+        names = " + ".join([network.name, *(d.name for d in defenses)])
+        draw_history(network.history, figure, title=f"{names} on {data.name}")
     accuracy = _accuracy(network.module, request, device)
     row = {
         "file": str(out),
@@ -91,6 +119,8 @@ def train(
         print_json(row)
     else:
         typer.echo(f"{out}: {network.name}, {network.parameters:,} parameters, SHA-256 {network.sha256[:16]}...")
+        for path in filter(None, (history, figure)):
+            typer.echo(f"{path}: {len(network.history)} epochs")
         if accuracy is not None:
             typer.echo(f"test accuracy {100 * accuracy:.2f} %")
 

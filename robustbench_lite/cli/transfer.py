@@ -153,10 +153,9 @@ def _prepared(
     """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
     from ..halves import HalfRequest
     from ..prepare import prepare_model
-    from ..training import Recipe
     from .terminal import note, training_bar
 
-    recipe = Recipe(epochs=epochs, seed=max(0, half - 1))
+    recipe = {"epochs": epochs, "seed": max(0, half - 1)}
     if half:
         request = HalfRequest(**dataclasses.asdict(request), half=half)
     label = f"training {spec}{f'/{half}' if half else ''}"

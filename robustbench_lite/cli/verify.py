@@ -146,7 +146,6 @@ def _load_model(
     from ..models import load_model
     from ..models.build import find_source
     from ..prepare import prepare_model
-    from ..training import Recipe
     from .terminal import note, training_bar
 
     record = run.specification.dataset
@@ -163,7 +162,7 @@ def _load_model(
             data,
             weights=weights,
             defenses=defenses,
-            recipe=Recipe(epochs=epochs if epochs is not None else known if isinstance(known, int) else None),
+            recipe={"epochs": epochs if epochs is not None else known if isinstance(known, int) else None},
             device=device,
             progress=progress,
             note=note,

@@ -13,7 +13,8 @@ from ..data.checks import from_arrays
 from ..data.dataset import ArrayDataset
 from ..defense import TrainingDefense
 from ..models.seeding import seeded
-from ..training import Recipe, train_model
+from ..recipe import Recipe
+from ..training import train_model
 from .check import Checks, Failed
 from .samples import Shape, images, random_state, random_state_kept, touched
 
@@ -70,8 +71,8 @@ def _fit(defense: TrainingDefense, shape: Shape) -> _Fitted:
 
 
 def _fits(defense: TrainingDefense, shapes: Sequence[Shape], fitted: list[_Fitted]) -> str:
-    if type(defense).fit is TrainingDefense.fit:
-        raise Failed("fit is not written: write fit(self, model, data, trainer)")
+    if type(defense).fit is TrainingDefense.fit and type(defense).loss is TrainingDefense.loss:
+        raise Failed("neither loss nor fit is written: write loss(self, network, x, y, inner, trainer)")
     for shape in shapes:
         fitted.append(_fit(defense, shape))
         network = fitted[-1].network

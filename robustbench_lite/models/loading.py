@@ -7,15 +7,17 @@ import json
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from ..cache import cache_dir
 from ..errors import RecordError, UserError
+from ..history import History
+from ..processes import main_process
 from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
 from .identity import layout_sha256, state_sha256
@@ -24,6 +26,13 @@ from .weights import load_weights, read_weights, save_weights
 
 # Part of a cached network's key: raised when the same recipe starts to give another network.
 TRAINING_VERSION = 1
+
+
+class Train(Protocol):
+    """What trains a network, in place or another."""
+
+    def __call__(self, module: nn.Module, *, checkpoint: Path, history: History) -> nn.Module:
+        """The trained network; checkpoint: where a training under way may be kept; history: what was seen of it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class LoadedModel:
     sha256: of its parameters and buffers (`state_sha256`).
     preprocessing: what is done inside before the network proper: mean, std, input_size; {} if nothing.
     weights: "pretrained", the name of a file, "trained", or "factory".
-    recipe: how it was trained, where that is known.
+    recipe: how it was trained, where that is known; history: what was seen of that, a row an epoch.
     source_sha256: of the file with a user's own factory; None for a network of a library.
     """
 
@@ -47,6 +56,7 @@ class LoadedModel:
     weights: str
     recipe: dict[str, Any] | None
     source_sha256: str | None = None
+    history: tuple[dict[str, Any], ...] = ()
 
 
 def load_model(
@@ -55,7 +65,7 @@ def load_model(
     n_classes: int,
     shape: tuple[int, int, int],
     weights: str | None = None,
-    train: Callable[[nn.Module], nn.Module] | None = None,
+    train: Train | None = None,
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     seed: int = 0,
@@ -65,7 +75,7 @@ def load_model(
     weights: a file, "pretrained" (the library's own), or None: a factory's network is then taken as it
     is returned, any other is trained by `train` and kept in the cache, so that the next call with the
     same model and `recipe` trains nothing.
-    train: trains a network and returns it, in place or another (`training.train_model`).
+    train: trains a network and returns it (`training.train_model`).
     recipe: all that decides what `train` gives, as plain JSON values (`training.describe`): the key of
     the cached network beside the model's name, and what its record says.
     retrain: train also what has weights already (a train-time defense of a factory's network).
@@ -78,11 +88,12 @@ def load_model(
     source = find_source(spec)
     module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
     origin, known = weights or "factory", None
+    rows: tuple[dict[str, Any], ...] = ()
     if weights is not None and weights != "pretrained":
         path = Path(weights).expanduser()
         tensors, said = read_weights(path)
         load_weights(module, tensors, source=str(path))
-        origin, known = path.name, said.get("recipe")
+        origin, known, rows = path.name, said.get("recipe"), tuple(said.get("history") or ())
     if retrain or (weights is None and not source.is_factory):
         if train is None:
             raise UserError(
@@ -92,7 +103,7 @@ def load_model(
             **(recipe or {}),
             **({"start": {"weights": origin, "sha256": state_sha256(module)}} if retrain else {}),
         }
-        module, known = _trained(
+        module, known, rows = _trained(
             source,
             module,
             train,
@@ -115,6 +126,7 @@ def load_model(
         weights=origin,
         recipe=known,
         source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
+        history=rows,
     )
 
 
@@ -129,25 +141,26 @@ def cached_path(model: str, decided_by: Mapping[str, Any]) -> Path:
 
 
 def _trained(
-    source: Source, module: nn.Module, train: Callable[[nn.Module], nn.Module], decided_by: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
+    source: Source, module: nn.Module, train: Train, decided_by: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
     recipe: dict[str, Any] = dict(decided_by["recipe"])
     path = cached_path(source.qualified, decided_by)
     if path.exists():
         try:
-            tensors, _ = read_weights(path, argument="the cached network")
+            tensors, said = read_weights(path, argument="the cached network")
             load_weights(module, tensors, source=str(path))
-            return module, recipe
+            return module, recipe, tuple(said.get("history") or ())
         except (RecordError, UserError) as error:
             aside = path.with_name(f"{path.name}.corrupt-{secrets.token_hex(3)}")
             os.replace(path, aside)
             warnings.warn(f"{error}; it is kept as {aside.name}, and the network is trained again", stacklevel=3)
     layout = _layout(module)
-    trained = train(module)
+    history = History()
+    trained = train(module, checkpoint=path.with_suffix(".training"), history=history)
     # A defense may return another network, which the cache could not build again from the model's name.
-    if type(trained) is type(module) and _layout(trained) == layout:
-        save_weights(trained, path, model=source.qualified, recipe=recipe)
-    return trained, recipe
+    if main_process() and type(trained) is type(module) and _layout(trained) == layout:
+        save_weights(trained, path, model=source.qualified, recipe=recipe, history=history.rows)
+    return trained, recipe, tuple(history.rows)
 
 
 def _layout(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ import json
 import pickletools
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,10 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
             f"{argument}: {path} is corrupt: its tensors hash to {found[:12]}, it states {said.get('sha256', '')[:12]}"
         )
     try:
-        return tensors, {"model": said.get("model"), "recipe": json.loads(said.get("recipe", "null"))}
+        told = {name: json.loads(said.get(name, "null")) for name in ("recipe", "history")}
     except json.JSONDecodeError:
         raise RecordError(f"{argument}: {path} is corrupt: the recipe in it cannot be read") from None
+    return tensors, {"model": said.get("model"), **told}
 
 
 def _unpickle(path: Path, argument: str) -> object:
@@ -170,9 +171,14 @@ def _first(names: list[str]) -> str:
 
 
 def save_weights(
-    module: nn.Module, path: Path | str, *, model: str | None = None, recipe: Mapping[str, Any] | None = None
+    module: nn.Module,
+    path: Path | str,
+    *,
+    model: str | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Write the state of `module` as safetensors, with its recipe and SHA-256, whole or not at all.
+    """Write the state of `module` as safetensors, with its recipe, history and SHA-256, whole or not at all.
 
     Returns the SHA-256, which `read_weights` checks. Raises UserError where the file cannot be written.
     """
@@ -182,6 +188,8 @@ def save_weights(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
     sha256 = tensors_sha256(tensors)
     said = {"format": FORMAT, "sha256": sha256, "recipe": json.dumps(recipe, sort_keys=True)}
+    if history:
+        said["history"] = json.dumps(list(history))
     if model is not None:
         said["model"] = model
     write_whole(Path(path), _disk_errors(lambda temporary: save_file(tensors, temporary, metadata=said)))

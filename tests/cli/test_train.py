@@ -107,7 +107,7 @@ MISTAKES = [
     ("--batch-size 0", "--batch-size must be at least 1, got 0"),
     ("--seed -1", "--seed must be in 0..2147483647, got -1"),
     ("--train-option epoch=3", "--train-option: Recipe has no option 'epoch'; did you mean epochs?"),
-    ("--train-option optimizer=adam", "--train-option optimizer must be one of sgd, adamw, got 'adam'"),
+    ("--train-option optimizer=rmsprop", "--train-option optimizer must be one of sgd, adam, adamw, got 'rmsprop'"),
     ("--defense bit-depth", "--defense: bit-depth trains nothing; give it to rbl evaluate"),
     ("--defense adversarial-training --defense-option eps=-1", "--defense-option eps must be >= 0, got -1"),
     ("--defense adversarial-training --defense-option norm=l3", "--defense-option norm: unknown name 'l3'"),

@@ -488,7 +488,7 @@ class RaisesInTraining(PlainTraining):
 @dataclass(frozen=True)
 class UnwrittenTraining(TrainingDefense):
     name: ClassVar[str] = "unwritten"
-    summary: ClassVar[str] = "has no fit"
+    summary: ClassVar[str] = "has no loss and no fit"
     source: ClassVar[str] = "this test"
 
 
@@ -500,7 +500,7 @@ class UnwrittenTraining(TrainingDefense):
         (ChangesData, "data untouched", "changes the data set"),
         (ReturnsNothing, "fit", "NoneType"),
         (RaisesInTraining, "fit", "it raised RuntimeError"),
-        (UnwrittenTraining, "fit", "not written"),
+        (UnwrittenTraining, "fit", "neither loss nor fit is written"),
     ],
 )
 def test_a_training_that_breaks_its_contract_is_found_out(lie: type[TrainingDefense], name: str, words: str) -> None:

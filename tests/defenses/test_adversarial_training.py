@@ -10,7 +10,8 @@ import robustbench_lite as rbl
 from robustbench_lite.data import from_arrays
 from robustbench_lite.defenses.adversarial_training import AdversarialTraining
 from robustbench_lite.errors import UserError
-from robustbench_lite.training import Recipe, Trainer
+from robustbench_lite.recipe import Recipe
+from robustbench_lite.training import Trainer, train_model
 
 
 def world(count: int = 384) -> tuple[Tensor, Tensor]:
@@ -28,9 +29,8 @@ def fit(defense: AdversarialTraining | None, seed: int = 0, epochs: int = 8) -> 
     torch.manual_seed(1)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     data = from_arrays(x, y, classes=2, split="train")
-    trainer = Trainer(Recipe(epochs=epochs, augment="none", lr=0.5, seed=seed))
-    fitted = trainer.fit(model, data) if defense is None else defense.fit(model, data, trainer)
-    return fitted.eval()
+    recipe = Recipe(epochs=epochs, augment="none", lr=0.5, seed=seed)
+    return train_model(model, data, recipe=recipe, defenses=[] if defense is None else [defense])
 
 
 def accuracies(model: nn.Module) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def test_any_attack_by_name(attack: str, norm: str) -> None:
     layer = nn.Linear(16, 2)
     model = nn.Sequential(nn.Flatten(), layer)
     before = layer.weight.detach().clone()
-    fitted = defense.fit(model, data, Trainer(Recipe(epochs=1, augment="none")))
+    fitted = train_model(model, data, recipe=Recipe(epochs=1, augment="none"), defenses=[defense])
     assert not torch.equal(next(fitted.parameters()), before)
 
 
@@ -89,8 +89,17 @@ def test_options_out_of_range(options: dict[str, object], message: str) -> None:
 
 @pytest.mark.parametrize(("attack", "options"), [("pdg", ""), ("pgd", "step=3")])
 def test_an_attack_that_is_not_there_is_said_before_an_epoch_is_lost(attack: str, options: str) -> None:
-    x, y = world(64)
-    data = from_arrays(x, y, classes=2, split="train")
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     with pytest.raises(UserError, match="did you mean"):
-        AdversarialTraining(attack=attack, attack_options=options).fit(model, data, Trainer(Recipe(epochs=1)))
+        AdversarialTraining(attack=attack, attack_options=options)
+
+
+def test_the_mixture_is_the_mean_of_both_losses() -> None:
+    """Goodfellow's: alpha J(x) + (1 - alpha) J(x'), computed by hand."""
+    x, y = world(32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    defense = AdversarialTraining(attack="fgsm", clean=0.25, eps=0.1, warmup=0.0)
+    trainer = Trainer(Recipe(), defenses=[defense])
+    value = defense.loss(model, x, y, lambda network, x, y: nn.functional.cross_entropy(network(x), y), trainer)
+    moved = rbl.perturb(model, x, y, attack="fgsm", eps=0.1)
+    by_hand = 0.25 * nn.functional.cross_entropy(model(x), y) + 0.75 * nn.functional.cross_entropy(model(moved), y)
+    assert torch.allclose(value, by_hand)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustbench_lite.attack import Batch
 from robustbench_lite.errors import UserError
+from robustbench_lite.losses import divergence
 from robustbench_lite.query import Query
 from robustbench_lite.threat import Threat
 
@@ -67,6 +68,4 @@ class TPGD(Ascent):
 
 
 def _divergence(logits: Tensor, _y: Tensor, _targets: Tensor | None, clean: Tensor) -> Tensor:
-    """KL(softmax(clean) || softmax(logits)), (M,) float64."""
-    log_clean = clean.double().log_softmax(1)
-    return (log_clean.exp() * (log_clean - logits.double().log_softmax(1))).sum(1)
+    return divergence(clean, logits)

@@ -89,6 +89,12 @@ def slope_of(loss: object) -> Loss | None:
     return _SLOPES.get(loss)
 
 
+def divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(clean) || softmax(logits)) of two (N, K), (N,) float64: there it keeps a slope where both are sure."""
+    log_clean = clean.double().log_softmax(1)
+    return (log_clean.exp() * (log_clean - logits.double().log_softmax(1))).sum(1)
+
+
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 

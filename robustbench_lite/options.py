@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -49,8 +50,13 @@ def parse_pairs(argument: str, pairs: Iterable[str]) -> dict[str, str]:
     return options
 
 
-def option_types(cls: type) -> dict[str, Any]:
+def option_types(cls: Any) -> Mapping[str, Any]:
     """The options that a dataclass takes, each with its type."""
+    return _option_types(cls)
+
+
+@functools.lru_cache(maxsize=512)
+def _option_types(cls: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 

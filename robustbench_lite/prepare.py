@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def prepare_model(
     defenses: Sequence[Defense] = (),
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
+    unlabeled: str | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -107,6 +109,7 @@ def prepare_model(
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
     recipe: parts of the `Recipe` by name, as text or values; what is left open the defenses state.
+    unlabeled: a data set whose training images join without their labels.
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
@@ -126,6 +129,9 @@ def prepare_model(
     retrain = retrain or bool(fitting)
     ready = weights is not None or _is_factory(spec)
     train_set = request.load("train") if retrain or not ready else None
+    more = dataclasses.replace(request, dataset=unlabeled).load("train") if unlabeled else None
+    if more is not None and train_set is not None and more.shape != train_set.shape:
+        raise UserError(f"--unlabeled: expected images {train_set.shape} as in --dataset, got {more.shape}")
 
     def train(module: torch.nn.Module, *, checkpoint: Path, history: History) -> torch.nn.Module:
         assert train_set is not None
@@ -144,6 +150,7 @@ def prepare_model(
             say=note,
             checkpoint=checkpoint,
             history=history,
+            unlabeled=more,
         )
 
     return load_model(
@@ -152,7 +159,7 @@ def prepare_model(
         shape=data.shape,
         weights=weights,
         train=train if train_set is not None else None,
-        recipe=describe(train_set, whole, fitting) if train_set is not None else None,
+        recipe=describe(train_set, whole, fitting, more) if train_set is not None else None,
         retrain=retrain and ready,
         seed=whole.seed,
     )

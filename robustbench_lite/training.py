@@ -41,9 +41,11 @@ class Trainer:
     perturb: stands in for `robustbench_lite.perturbation.perturb`, with the same arguments.
     checkpoint: where a training that is under way is kept, so that a killed one goes on; None: nowhere.
     processes: those that train together, each on its part of every batch.
+    unlabeled: images without labels, for a loss that learns from them.
 
     done: the share of the present training that is over, in [0, 1), for losses that change on the way.
-    memory: tensors that a loss keeps from step to step; they are stored with a training that is under way.
+    classes: of the labels. memory: tensors that a loss keeps from step to step; they are stored with a training that
+    is under way.
     drawn: how often `perturb` was called in the present training. history: of all trainings so far.
     """
 
@@ -58,11 +60,13 @@ class Trainer:
         perturb: Callable[..., Tensor] | None = None,
         checkpoint: Checkpoint | None = None,
         processes: Processes | None = None,
+        unlabeled: Dataset | None = None,
     ) -> None:
         self.recipe = recipe
         self.defenses = tuple(defenses)
         self.device = torch.device(device)
         self.done = 0.0
+        self.classes = 0
         self.memory: dict[str, Tensor] = {}
         self.history = History()
         self._progress = progress
@@ -70,6 +74,7 @@ class Trainer:
         self._perturb = perturb
         self._checkpoint = checkpoint
         self._processes = processes or alone()
+        self._unlabeled = unlabeled
         self._fits = 0
         self.drawn = 0
         self._made: list[Tensor] = []
@@ -108,7 +113,7 @@ class Trainer:
         validation = Validation.of(data, recipe, self.threat)
         index = torch.arange(len(data)) if validation is None else validation.rest(len(data))
         batches = Batches(index, recipe.batch_size, at_least=2 * self._processes.count)
-        self.drawn, self.memory = 0, {}
+        self.drawn, self.memory, self.classes = 0, {}, len(data.classes)
         loop = Loop(
             model=model,
             optimizer=make_optimizer(recipe, parameters),
@@ -119,7 +124,7 @@ class Trainer:
         )
         composed = self._composed(loss)
         try:
-            with seeded(recipe.seed, device=self.device), Watch(model) as watch:
+            with torch.enable_grad(), seeded(recipe.seed, device=self.device), Watch(model) as watch:
                 if self._checkpoint is not None and self._checkpoint.restore(stage, loop, self):
                     return model
                 while loop.epoch < loop.epochs:
@@ -185,6 +190,19 @@ class Trainer:
         with frozen(network), torch.enable_grad(), FoldedConvolutions():
             return torch.autograd.grad(loss(network(x)), x)[0].detach()
 
+    def logits(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The logits (n, K) in evaluation mode, without a gradient."""
+        with frozen(network), torch.no_grad():
+            return network(x)  # type: ignore[no-any-return]
+
+    def without_labels(self, n: int) -> Tensor:
+        """As many images without labels, drawn at random and augmented as the others; none where there are none."""
+        data = self._unlabeled
+        if data is None:
+            return torch.empty(0, device=self.device)
+        x = data.images(torch.randint(len(data), (n,)))
+        return augment(x, self.recipe.augment, generator=torch.default_generator).to(self.device)
+
     @contextlib.contextmanager
     def same_images(self) -> Iterator[None]:
         """Within: `perturb` gives again what it made since the step began, for a loss that is computed twice."""
@@ -218,8 +236,19 @@ class Trainer:
         return loss
 
     def _through(self, defense: TrainingDefense, inner: Loss, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        asked = []
+
+        def behind(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            asked.append(True)
+            return inner(network, x, y)
+
         try:
-            return defense.loss(network, x, y, inner, self)
+            value = defense.loss(network, x, y, behind, self)
+            if not asked and defense is not self.defenses[-1]:
+                raise UserError(
+                    f"--defense: {defense.name} takes the place of the loss behind it; give it after the others"
+                )
+            return value
         except RblError:
             raise
         except Exception as error:
@@ -308,12 +337,13 @@ def train_model(
     say: Callable[[str], None] | None = None,
     checkpoint: Path | str | None = None,
     history: History | None = None,
+    unlabeled: Dataset | None = None,
 ) -> nn.Module:
     """Train `model` on `data`: plainly, or by train-time defenses, whose losses stand one on another.
 
     A defense with a `fit` of its own is asked for it; of several such, in the order given.
     checkpoint: a file in which the training is kept while it is under way; the same call goes on with it, and it is
-    removed at the end. history: receives a row for each epoch.
+    removed at the end. history: receives a row for each epoch. unlabeled: images for defenses that need no label.
     Under `torchrun` each process learns from its part of every batch, and all return the same network.
 
     Returns the network in evaluation mode, `model` itself unless a defense made another. The global
@@ -323,7 +353,7 @@ def train_model(
     processes = Processes.of_torchrun(device)
     kept = None
     if checkpoint is not None:
-        kept = Checkpoint(Path(checkpoint), describe(data, recipe, defenses), model)
+        kept = Checkpoint(Path(checkpoint), describe(data, recipe, defenses, unlabeled), model)
     trainer = Trainer(
         recipe,
         defenses=defenses,
@@ -332,6 +362,7 @@ def train_model(
         say=say,
         checkpoint=kept,
         processes=processes,
+        unlabeled=unlabeled,
     )
     if history is not None:
         trainer.history = history
@@ -356,17 +387,25 @@ def train_model(
     return model.eval()
 
 
-def describe(data: Dataset, recipe: Recipe, defenses: Sequence[TrainingDefense] = ()) -> dict[str, Any]:
+def describe(
+    data: Dataset, recipe: Recipe, defenses: Sequence[TrainingDefense] = (), unlabeled: Dataset | None = None
+) -> dict[str, Any]:
     """All that decides what `train_model` makes of a network, as plain JSON values.
 
     A defense is described by its name, its options and the SHA-256 of its source file.
     """
     described: dict[str, Any] = {
-        "dataset": {"name": data.name, "split": data.split, "n": len(data), "fingerprint": data.fingerprint},
+        "dataset": _told(data),
         **dataclasses.asdict(recipe.resolve(len(data))),
         "defenses": describe_defenses(defenses),
     }
+    if unlabeled is not None:
+        described["unlabeled"] = _told(unlabeled)
     return described
+
+
+def _told(data: Dataset) -> dict[str, Any]:
+    return {"name": data.name, "split": data.split, "n": len(data), "fingerprint": data.fingerprint}
 
 
 def describe_defenses(defenses: Sequence[TrainingDefense]) -> list[dict[str, Any]]:

@@ -43,6 +43,10 @@ def train(
     download: o.Download = False,
     image_size: o.ImageSize = None,
     workers: o.Workers = 2,
+    unlabeled: Annotated[
+        str | None,
+        typer.Option(help="Data set whose training images join without their labels (vat).", rich_help_panel="Data"),
+    ] = None,
     epochs: o.Epochs = None,
     lr: Annotated[str | None, typer.Option(help="Highest learning rate.", rich_help_panel="Training")] = None,
     train_batch_size: Annotated[
@@ -96,6 +100,7 @@ def train(
             defenses=defenses,
             recipe=recipe,
             retrain=True,
+            unlabeled=unlabeled,
             device=device,
             progress=progress,
             note=note,

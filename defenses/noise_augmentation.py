@@ -1,0 +1,50 @@
+"""Training on noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lite.defense import Loss, TrainingDefense
+from robustbench_lite.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from robustbench_lite.training import Trainer
+
+Kind = Literal["gaussian", "uniform", "sign"]
+
+
+@dataclass(frozen=True)
+class NoiseAugmentation(TrainingDefense):
+    """Learns from images with noise of size eps: what adversarial training is compared with (Goodfellow et al. 2015).
+
+    kind: "gaussian" of standard deviation eps, "uniform" in [-eps, eps], or eps times a random "sign"; cut to [0, 1].
+    Against an attack it does next to nothing (section 6 of arXiv:1412.6572: noise has no length along the gradient);
+    it is what randomized smoothing is trained with (Cohen et al. 2019).
+    """
+
+    name: ClassVar[str] = "noise-augmentation"
+    summary: ClassVar[str] = "learns from images with random noise"
+    source: ClassVar[str] = "Goodfellow et al. 2015, arXiv:1412.6572"
+
+    eps: float = 0.1
+    kind: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        if not self.eps >= 0:
+            raise UserError(f"eps must be >= 0, got {self.eps:g}")
+        if self.kind not in get_args(Kind):
+            raise unknown_name("kind", self.kind, get_args(Kind))
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
+        """The inner loss of the noisy images."""
+        del trainer
+        if self.kind == "gaussian":
+            noise = torch.randn_like(x)
+        else:
+            noise = 2 * torch.rand_like(x) - 1
+            noise = noise.sign() if self.kind == "sign" else noise
+        return inner(network, (x + self.eps * noise).clamp(0, 1), y)

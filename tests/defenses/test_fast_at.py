@@ -1,0 +1,56 @@
+"""fast-at: its step by hand, and the collapse that it looks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import robustbench_lite as rbl
+from robustbench_lite.defenses.fast_at import FastAT
+from robustbench_lite.errors import UserError
+from robustbench_lite.history import History
+
+from .steps import batch, network, plain, trained, trainer_of, value
+
+
+def test_one_step_from_a_uniform_start() -> None:
+    x, y = batch()
+    model, defense = network(), FastAT(eps=0.2)
+    found = value(defense, model, x, y)
+    torch.manual_seed(7)
+    start = (x + 0.2 * (2 * torch.rand_like(x) - 1)).requires_grad_()
+    gradient = torch.autograd.grad(cross_entropy(model(start), y), start)[0]
+    moved = (start + 0.25 * gradient.sign()).detach()
+    seen = torch.minimum(torch.maximum(moved, x - 0.2), x + 0.2).clamp(0, 1)
+    assert torch.allclose(found, plain(model, seen, y))
+
+
+def test_it_hardens_and_watches_itself() -> None:
+    history = History()
+    x, y = batch(90)
+    options = {"attack": "pgd", "eps": 0.1, "checks": False}
+    robust = [
+        rbl.evaluate(model, x, y, **options).robust_accuracy  # type: ignore[arg-type]
+        for model in (trained(), trained(FastAT(eps=0.1), history=history, optimizer="adam", lr=0.02))
+    ]
+    assert robust[1] > robust[0]
+    assert {"single_step_accuracy", "multi_step_accuracy"} <= set(history.rows[0])
+
+
+def test_a_collapse_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_lite.defenses.fast_at._LOOK", 1)
+    x, y = batch(30)
+    told: list[str] = []
+    defense = FastAT(eps=0.3, step_share=1e-9)
+    model = trained()
+    trainer = trainer_of(defense, say=told.append, perturb=lambda _model, x, y, **_: 1 - x)
+    for _ in range(3):
+        value(defense, model, x, y, trainer)
+    assert len(told) == 1 and "catastrophic overfitting" in told[0]
+
+
+@pytest.mark.parametrize("options", [{"eps": -1.0}, {"step_share": 0.0}, {"warmup": 1.5}])
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(options))} must be"):
+        FastAT(**options)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -97,9 +98,53 @@ def test_adversarial_training_makes_a_network_of_its_own(rbl: Rbl) -> None:
     assert under[0] > under[1]
 
 
+def test_history_and_curves_stand_beside_the_network(rbl: Rbl) -> None:
+    common = ("train", "--model", "mlp", "--dataset", "npz:split.npz", "--epochs", "3", "--out", "n.safetensors")
+    more = ("--defense", "awp", "--defense", "adversarial-training", "--train-option", "validation=20")
+    said = rbl(*common, *more, "--history", "h.csv", "--figure", "h.png")
+    assert said.code == 0 and "h.csv: 3 epochs" in said.out and "h.png: 3 epochs" in said.out
+    rows = pd.read_csv("h.csv")
+    assert list(rows["epoch"]) == [1, 2, 3]
+    assert {"loss", "accuracy", "lr", "validation_robust_accuracy"} <= set(rows.columns)
+    assert Path("h.png").read_bytes().startswith(b"\x89PNG")
+    _, about = read_weights("n.safetensors")
+    assert [d["name"] for d in about["recipe"]["defenses"]] == ["awp", "adversarial-training"]
+    assert [row["loss"] for row in about["history"]] == pytest.approx(list(rows["loss"]))
+    # The network comes from the cache, and what was seen of its training with it.
+    again = rbl(*common, *more, "--history", "again.csv")
+    assert "training" not in again.err
+    assert Path("again.csv").read_bytes() == Path("h.csv").read_bytes()
+
+
+def test_a_defense_states_its_recipe_and_the_user_is_heard_first(rbl: Rbl) -> None:
+    common = ("train", "--model", "mlp", "--dataset", "npz:split.npz", "--epochs", "1", "--defense", "fast-at")
+    rbl(*common, "--train-option", "schedule=constant", "--out", "n.safetensors")
+    recipe = read_weights("n.safetensors")[1]["recipe"]
+    assert (recipe["optimizer"], recipe["lr"], recipe["schedule"]) == ("adam", 0.005, "constant")
+
+
+def test_images_without_labels_decide_the_network_too(rbl: Rbl) -> None:
+    generator = np.random.default_rng(2)
+    for name, side in (("more.npz", 8), ("large.npz", 9)):
+        images = generator.integers(0, 255, (30, side, side), dtype=np.uint8)
+        labels = np.arange(30) % 4
+        np.savez(name, images=images, labels=labels, train_images=images, train_labels=labels)
+    common = ("train", "--model", "mlp", "--dataset", "npz:split.npz", "--epochs", "2", "--defense", "vat")
+    alone = rbl(*common, "--out", "a.safetensors", "--json").json
+    joined = rbl(*common, "--unlabeled", "npz:more.npz", "--out", "b.safetensors", "--json").json
+    assert alone["sha256"] != joined["sha256"]
+    assert read_weights("b.safetensors")[1]["recipe"]["unlabeled"]["n"] == 30
+    said = rbl(*common, "--unlabeled", "npz:large.npz", "--out", "c.safetensors")
+    assert said.last_line.startswith("--unlabeled: expected images (1, 8, 8) as in --dataset, got (1, 9, 9)")
+
+
 MISTAKES = [
     ("--out net.pth", "--out must be a path that ends in .safetensors, got 'net.pth'"),
     ("--out nets.py/net.safetensors", "--out: cannot write 'nets.py/net.safetensors'"),
+    ("--history h.txt", "--history: expected a name that ends in .csv or .parquet, got 'h.txt'"),
+    ("--figure h.pdf", "--figure must be a path that ends in .png, got 'h.pdf'"),
+    ("--train-option precision=f8", "--train-option precision must be one of float32, bf16, f16, got 'f8'"),
+    ("--train-option ema=1", "--train-option ema must be in [0, 1), got 1"),
     ("--lr fast", "--lr must be a number"),
     ("--lr 0", "--lr must be a positive number"),
     ("--lr 1 --train-option lr=2", "--lr: lr is given twice"),

@@ -35,9 +35,7 @@ class Mixup(TrainingDefense):
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """The inner loss of the mixture."""
-        # Beta by two Gammas, drawn on the CPU: torch's sampler takes its generator from there.
-        first, second = torch._standard_gamma(torch.tensor([self.alpha, self.alpha], dtype=torch.float64)).tolist()
-        weight = first / max(first + second, 1e-300)
+        weight = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         order = torch.randperm(len(x)).to(x.device)
         shares = one_hot(y, trainer.classes).float() if y.ndim == 1 else y
         return inner(network, weight * x + (1 - weight) * x[order], weight * shares + (1 - weight) * shares[order])

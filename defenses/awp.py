@@ -20,7 +20,8 @@ class AWP(TrainingDefense):
     """Adversarial weight perturbation, around any other loss: give it before that defense (Wu et al. 2020).
 
     Every weight tensor w of a layer is moved by gamma |w| along its gradient's direction, up the loss; the gradient
-    there moves the weights as they were (equations 7 to 10). The images that the inner defense made stay.
+    there moves the weights as they were (equations 7 to 10). Images that the inner defense had made by
+    an attack stay; one that makes them itself (fast-at) makes them again.
     gamma: > 0; the paper's for adversarial training is 0.01, for TRADES 0.005. warmup: share of the training before
     weights are moved.
     """

@@ -36,8 +36,6 @@ class VAT(TrainingDefense):
     iterations: int = 1
     xi: float = 1e-2
 
-    norm: ClassVar[str] = "l2"
-
     def __post_init__(self) -> None:
         for name in ("eps", "xi"):
             if not getattr(self, name) > 0:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .errors import UserError
 from .files import write_whole
-from .loop import Loop
+from .loop import Loop, copied
 from .models.identity import state_sha256
 from .processes import Processes
 
@@ -53,7 +53,8 @@ class Checkpoint:
         """Write all that is needed to go on, whole or not at all; the first process does."""
         now: dict[str, Any] = {"model": loop.model.state_dict()}
         if over:
-            self._over[str(stage)] = now
+            # In memory of its own: a defense may go on with the same network.
+            self._over[str(stage)] = {"model": copied(loop.model)}
         else:
             now |= {
                 "optimizer": loop.optimizer.state_dict(),
@@ -67,9 +68,7 @@ class Checkpoint:
                 "accelerator": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
                 "gradients": [p.grad for p in loop.model.parameters()] if loop.accumulated else None,
                 "numbers": {
-                    **{
-                        name: getattr(loop, name) for name in ("epoch", "batch", "accumulated", "best_value", "seconds")
-                    },
+                    **{name: getattr(loop, name) for name in _NUMBERS},
                     "watched": list(loop.watched),
                     "perturbed": trainer.drawn,
                     "noted": {name: list(pair) for name, pair in trainer.history.noted.items()},

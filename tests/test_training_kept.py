@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -73,6 +74,18 @@ class Twice(TrainingDefense):
         return trainer.fit(model, data, loss=loss)
 
 
+@dataclass(frozen=True)
+class OneNetworkTwice(TrainingDefense):
+    """A copy of the network, after a first training, teaches the same network in a second one."""
+
+    name = "one-network-twice"
+    summary = source = "this test"
+
+    def fit(self, model: nn.Module, data: Any, trainer: Trainer) -> nn.Module:
+        teacher = copy.deepcopy(trainer.fit(model, data))
+        return trainer.fit(model, data, loss=lambda network, x, y: (network(x) - 2 * teacher(x)).square().mean())
+
+
 class Killed(BaseException):
     pass
 
@@ -96,9 +109,14 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 5, 7, 8])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-@pytest.mark.parametrize("defense", [Remembers(), Twice()], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("defense", "steps"),
+    [
+        *((Remembers(), steps) for steps in (1, 2, 4, 5, 7, 8)),
+        *((defense, steps) for defense in (Twice(), OneNetworkTwice()) for steps in (2, 5, 8, 14, 17)),
+    ],
+)
 def test_a_killed_training_goes_on_to_the_same_network(
     defense: TrainingDefense, recipe: Recipe, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,10 @@ def prepare_model(
     retrain = retrain or bool(fitting)
     ready = weights is not None or _is_factory(spec)
     train_set = request.load("train") if retrain or not ready else None
-    more = dataclasses.replace(request, dataset=unlabeled).load("train") if unlabeled else None
+    try:
+        more = dataclasses.replace(request, dataset=unlabeled).load("train") if unlabeled else None
+    except UserError as error:
+        raise UserError(str(error).replace("--dataset:", "--unlabeled:", 1)) from error
     if more is not None and train_set is not None and more.shape != train_set.shape:
         raise UserError(f"--unlabeled: expected images {train_set.shape} as in --dataset, got {more.shape}")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lite.defense import Loss, TrainingDefense
-from robustbench_lite.errors import UserError
+from robustbench_lite.models.weights import written_files
 from robustbench_lite.options import parse_pairs
 from robustbench_lite.perturbation import make_attack
 from robustbench_lite.threat import Threat
@@ -41,15 +40,13 @@ class EnsembleAdversarialTraining(TrainingDefense):
 
     def __post_init__(self) -> None:
         make_attack(self.attack, self._options(), Threat(self.norm, self.eps))
-        for file in self._files():
-            if not Path(file).expanduser().is_file():
-                raise UserError(f"models: no such file {file!r}; give files that rbl train wrote, with commas between")
+        self._files()
 
     def _options(self) -> dict[str, str]:
         return parse_pairs("attack_options", filter(None, self.attack_options.split(",")))
 
     def _files(self) -> list[str]:
-        return [file.strip() for file in self.models.split(",") if file.strip()]
+        return written_files(self.models, argument="models")
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """The mean of both losses."""
@@ -64,10 +61,6 @@ class EnsembleAdversarialTraining(TrainingDefense):
 
 @functools.lru_cache(maxsize=8)
 def _network(file: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    from robustbench_lite.models import load_model
-    from robustbench_lite.models.weights import read_weights
+    from robustbench_lite.models import load_written
 
-    model = read_weights(Path(file), argument="models")[1].get("model")
-    if not isinstance(model, str):
-        raise UserError(f"models: {file} does not say which network it is; give files that rbl train wrote")
-    return load_model(model, n_classes=classes, shape=shape, weights=file).module
+    return load_written(file, n_classes=classes, shape=shape, argument="models").module

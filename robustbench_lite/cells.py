@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from .attack import Attack, Batch
-from .defense import wrap_all
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .query import Query
@@ -126,7 +125,7 @@ def accuracy_by_cell(
 def of_plan(plan: Plan, progress: Callable[[int], None] | None = None) -> pd.DataFrame:
     """The predictions of a plan's network on a plan's images, as `predictions_by_cell`."""
     return predictions_by_cell(
-        wrap_all(plan.model.module, plan.inference),
+        plan.defended(),
         plan.attack,
         plan.data.blocks(plan.order, plan.batch_size),
         seed=plan.seed,

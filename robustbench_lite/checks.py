@@ -198,7 +198,7 @@ def _check_slope(network: Network, x: Tensor, y: Tensor, gradient: Tensor) -> li
     expected = 2 * _STEP * gradient.flatten(1).abs().sum(1).double()
 
     def value(at: Tensor) -> Tensor:
-        return margin(_seeded(network, at, _SEEDS[0]), y).double()
+        return margin(network.unrejected(_seeded(network, at, _SEEDS[0]), y), y).double()
 
     up, down = value(inside + _STEP * direction), value(inside - _STEP * direction)
     told = expected > 1e-4 * (1 + up.abs())  # below that float32 says nothing

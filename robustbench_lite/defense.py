@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .errors import RblError, UserError
+from .network import frozen, seed_torch
+from .registry import guard
 from .streams import replaying
 
 if TYPE_CHECKING:
@@ -69,14 +72,32 @@ class InferenceDefense(Defense):
     randomized: its answer changes from call to call; it draws with `robustbench_lite.normal_like` and
     `uniform_like`, which keep each image's noise its own. differentiable: the gradient through
     `transform` is that of what it computes; where not, attacks go through `surrogate` on the way back
-    (BPDA, Athalye et al. 2018, arXiv:1802.00420). What it states is checked.
+    (BPDA, Athalye et al. 2018, arXiv:1802.00420). trained_behind: the network is trained behind the defense, not put
+    behind it afterwards. What it states is checked.
+
+    An image that is rejected is not fooled; a clean one that is rejected is not classified right.
     """
 
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
+    trained_behind: ClassVar[bool] = False
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the defended network may turn an image away, by a logit after those of the classes, (N, K + 1)."""
+        return False
+
+    @property
+    def fit_samples(self) -> int:
+        """From how many training images `fit` learns; 0: it learns nothing, and `wrap` is all."""
+        return 0
+
+    def seen_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """The shape (C, H, W) of what the network sees in place of images of `shape`."""
+        return shape
 
     def transform(self, x: Tensor) -> Tensor:
-        """What the network sees in place of the images x (N, C, H, W) in [0, 1]; same shape and range."""
+        """What the network sees in place of the images x (N, C, H, W) in [0, 1]; in [0, 1], of `seen_shape`."""
         raise NotImplementedError
 
     def surrogate(self, x: Tensor) -> Tensor:
@@ -86,6 +107,14 @@ class InferenceDefense(Defense):
     def wrap(self, model: nn.Module) -> nn.Module:
         """The defended network; override it for a defense that does more than transform its input."""
         return Defended(model, self)
+
+    def fit(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
+        """The defended network of a defense that first learns from training images x (n, C, H, W) and labels y (n,).
+
+        model: in evaluation mode, on the device of x; without a gradient.
+        """
+        del x, y
+        return self.wrap(model)
 
 
 class Defended(nn.Module):
@@ -111,7 +140,12 @@ def see_through(defense: InferenceDefense, x: Tensor) -> Tensor:
         if not (x.requires_grad and torch.is_grad_enabled()):
             return seen
         again()  # a random surrogate stands in for the draws that were made
-        replaced: Tensor = _Substitute.apply(seen, defense.surrogate(x))
+        return with_gradient_of(defense.surrogate(x), seen)
+
+
+def with_gradient_of(stand_in: Tensor, seen: Tensor) -> Tensor:
+    """The numbers of `seen` with the gradient of `stand_in`, of the same shape."""
+    replaced: Tensor = _Substitute.apply(seen, stand_in)
     return replaced
 
 
@@ -127,8 +161,30 @@ class _Substitute(torch.autograd.Function):
         return None, gradient
 
 
-def wrap_all(model: nn.Module, defenses: Sequence[InferenceDefense]) -> nn.Module:
-    """The network behind defenses in the order given: an image meets the first one first."""
+def wrap_all(
+    model: nn.Module, defenses: Sequence[InferenceDefense], learn_from: tuple[Tensor, Tensor] | None = None
+) -> nn.Module:
+    """The network behind defenses in the order given: an image meets the first one first.
+
+    learn_from: training images (n, C, H, W) and labels (n,) for defenses that learn.
+    Raises UserError where one needs them and there are none, PluginError where one raises.
+    """
     for defense in reversed(defenses):
-        model = defense.wrap(model)
+        if not defense.fit_samples:
+            model = defense.wrap(model)
+            continue
+        if learn_from is None:
+            raise UserError(
+                f"fit_data: defense {defense.name} learns from training images; give some as (x, y), got none"
+            )
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        x, y = learn_from[0].to(device), learn_from[1].to(device)
+        with frozen(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            seed_torch(0, device)  # of a model that is random itself
+            try:
+                model = defense.fit(model, x, y)
+            except RblError:
+                raise
+            except Exception as error:
+                raise guard(f"--defense: {defense.name}.fit", error) from error
     return model

@@ -197,7 +197,7 @@ class Engine:
         noise = Noise(stream, zero)
         logits = self.network.logits(x, noise, draws=self.votes)
         prediction, clean_margin = logits.argmax(1), -margin(logits, y).double()
-        targets = order_targets(self.target, logits, y, stream)
+        targets = order_targets(self.target, self.network.unrejected(logits, y), y, stream)
         attacked = prediction == y
         if targets.shape[1]:
             attacked = attacked & (targets >= 0).any(1)
@@ -388,8 +388,9 @@ class Engine:
         noise = Noise(Stream(part.key), torch.zeros_like(part.forwards))
         logits = self.network.logits(images, noise, draws=self.votes)
         targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
-        success = reached(logits, part.y, targets) & take(batch.ball, rows).contains(images)
-        missing = -margin(logits, part.y, targets).double()
+        seen = self.network.unrejected(logits, part.y)
+        success = reached(seen, part.y, targets) & take(batch.ball, rows).contains(images)
+        missing = -margin(seen, part.y, targets).double()
         better = (success & ~part.success) | ((success == part.success) & (missing < part.missing))
         first = success & ~part.success
         if self.attack.persists:

@@ -71,8 +71,8 @@ def evaluate(
     max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
     checks: after the run small attacks of other kinds look at up to 16 images that were left standing, and may make
     the verdict `unreliable`; False leaves them out.
-    fit_data: images and labels, as x and y, that an attack learns from which learns (uap, ...); they should be others
-    than x. None: x itself, up to 512 of them, and the record says so.
+    fit_data: images and labels, as x and y, that an attack (uap, ...) or a defense (knn, ...) learns from which learns;
+    they should be others than x. None: for an attack x itself, up to 512 of them, and the record says so.
     leaderboard: folder that receives the run file; None writes nothing.
 
     A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
@@ -91,9 +91,10 @@ def evaluate(
     if model.training:
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
     images, labels = given_tensor(x), given_tensor(y)
-    classes = count_classes(model, images)
+    classes = count_classes(model, images, defenses)
     each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
     data = given_data(images, labels, classes, each)
+    learn_from = None if fit_data is None else given_fit_data(*fit_data)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
         model=given_model(model, name),
@@ -121,7 +122,8 @@ def evaluate(
         stop_on_success=stop_on_success,
         max_queries=max_queries,
         checks=checks,
-        fit=None if fit_data is None else given_fit_data(*fit_data),
+        fit=learn_from,
+        learn_from=learn_from,
         keep_images=True,
     )
     result = run_plan(plan, leaderboard=leaderboard, progress=progress)

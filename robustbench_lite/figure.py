@@ -104,7 +104,7 @@ def figure_of(result: Result, plan: Plan, path: Path | str, *, rows: int = 8) ->
         images,
         adversarial,
         captions=captions,
-        classes=plan.data.classes,
+        classes=(*plan.data.classes, "rejected"),
         title=_title(result),
         headings=_headings(plan),
     )
@@ -137,16 +137,24 @@ def choose(labels: Tensor, success: Tensor, attacked: Tensor, *, rows: int) -> T
 
 
 def _probabilities(plan: Plan, x: Tensor) -> Tensor:
-    """Softmax (N, K) of the defended network's logits, each image with its own stream of the run's seed."""
-    from .defense import wrap_all
+    """Softmax (N, K) of the defended network's logits, each image with its own stream of the run's seed.
+
+    (N, K + 1) where it may reject.
+    """
     from .network import Network, Noise, exact_float32, frozen
     from .streams import Stream, content_hashes
 
-    module = wrap_all(plan.model.module, plan.inference).to(plan.device)
+    module = plan.defended().to(plan.device)
     devices = [torch.device(plan.device)] if torch.device(plan.device).type == "cuda" else []
     with exact_float32(), frozen(module), torch.random.fork_rng(devices):
         torch.manual_seed(plan.seed)
-        network = Network(module, n_classes=len(plan.data.classes), device=plan.device, max_batch=plan.batch_size)
+        network = Network(
+            module,
+            n_classes=len(plan.data.classes),
+            device=plan.device,
+            max_batch=plan.batch_size,
+            rejects=plan.rejects,
+        )
         stream = Stream.of(content_hashes(x), seed=plan.seed, device=plan.device).child("figure")
         zero = torch.zeros(len(x), dtype=torch.int64, device=plan.device)
         logits = network.logits(x.to(plan.device), Noise(stream, zero), draws=plan.draws[1]).cpu().double()

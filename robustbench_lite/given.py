@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .data import Dataset, from_arrays
 from .data.checks import checked_images
 from .data.dataset import as_pixels
+from .defense import Defense, InferenceDefense
 from .errors import UserError
 from .fitting import FitData
 from .network import Network, Noise, frozen
@@ -58,8 +60,8 @@ def given_tensor(values: Any) -> Any:
     return torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
 
 
-def count_classes(model: nn.Module, x: Tensor) -> int:
-    """How many logits the network has for the first image. UserError where x is no image at all."""
+def count_classes(model: nn.Module, x: Tensor, defenses: Sequence[Defense] = ()) -> int:
+    """How many logits the network has for the first image, as it sees it. UserError where x is no image at all."""
     if not isinstance(x, Tensor):
         raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
     if x.ndim != 4 or not len(x):
@@ -71,7 +73,12 @@ def count_classes(model: nn.Module, x: Tensor) -> int:
         torch.no_grad(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
-        first = as_pixels(checked_images("x", x)[:1]).to(device)
+        first = as_pixels(checked_images("x", x)[:1])
+        for defense in defenses:
+            shape = (first.shape[1], first.shape[2], first.shape[3])
+            if isinstance(defense, InferenceDefense) and defense.seen_shape(shape) != shape:
+                first = defense.transform(first)
+        first = first.to(device)
         row = torch.zeros(1, dtype=torch.int64, device=first.device)
         return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]
 

@@ -115,6 +115,8 @@ class Network:
     forward_rows, backward_rows: images that went through the model so far, padding of blocks included.
 
     n_classes: K; None: that of the first answer.
+    rejects: the model answers with K + 1 numbers, of which the last one wins where it turns the image away. Whoever
+    says the labels is given K logits, in which an image turned away counts as one of its label.
     probabilities: the first answer's rows are shares that sum to 1. Then logarithms are taken of all, which are
     logits but for a constant: a softmax at the end hides no margin, down to the smallest float32.
 
@@ -131,8 +133,10 @@ class Network:
         eot: int = 1,
         block: int | None = None,
         max_batch: int = 1024,
+        rejects: bool = False,
     ) -> None:
         self.model = model
+        self.rejects = rejects
         self.n_classes = n_classes
         self.device = torch.device(device)
         self.dtype = PRECISIONS[precision]
@@ -147,8 +151,13 @@ class Network:
         self.backward_rows = 0
         self.probabilities: bool | None = None
 
-    def logits(self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None) -> Tensor:
-        """Mean logits (N, K) over `draws` draws (default: eot). Costs `draws` forward passes a row."""
+    def logits(
+        self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """Mean logits (N, K) over `draws` draws (default: eot). Costs `draws` forward passes a row.
+
+        y: labels (N,), of a network that rejects; without them its logits are all K + 1.
+        """
         if not len(x):
             return self._of_nothing(x)
 
@@ -161,22 +170,35 @@ class Network:
             assert total is not None
             return (total / (draws or self.eot) if (draws or self.eot) > 1 else total,)
 
-        return self._in_blocks(compute, x, noise)[0]
+        logits = self._in_blocks(compute, x, noise)[0]
+        return logits if y is None else self.unrejected(logits, y)
+
+    def unrejected(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Logits (N, K) of (N, K + 1): that of the label is the larger of its own and that of rejection.
+
+        So a goal is reached where a wrong class, or the target, beats both. A network that rejects nothing: as given.
+        """
+        if not self.rejects:
+            return logits
+        kept, label = logits[:, :-1], y.unsqueeze(1)
+        return kept.scatter(1, label, torch.maximum(kept.gather(1, label), logits[:, -1:]))
 
     def gradient(
         self, x: Tensor, noise: Noise, loss: Callable[..., Tensor], *rows: Tensor | None, low: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Gradient (N, C, H, W) of `loss(logits, *rows)` in x, and the logits (N, K), means over eot draws.
 
-        `rows` are handed to the loss block by block. Costs eot forward and backward passes a row. Of a loss with
-        several values a row, (N, L), every gradient, (N, L, C, H, W): still eot forward passes, L times the backward.
+        `rows` are handed to the loss block by block, of a network that rejects the labels first. Costs eot forward and
+        backward passes a row. Of a loss with several values a row, (N, L), every gradient, (N, L, C, H, W): still eot
+        forward passes, L times the backward.
         """
         if not len(x):
             none = self._of_nothing(x)
             several = loss(none, *rows).shape[1:] if self.n_classes else ()
             return x.new_zeros((0, *several, *x.shape[1:])), none
 
-        slope: Callable[..., Tensor] | None = slope_of(loss)
+        # What is differentiated lies behind the choice between the label and rejection, where a network makes one.
+        slope: Callable[..., Tensor] | None = None if self.rejects else slope_of(loss)
 
         def compute(part: Tensor, part_noise: Noise, *part_rows: Tensor | None) -> tuple[Tensor, ...]:
             part = part.detach().requires_grad_()
@@ -185,6 +207,8 @@ class Network:
             for k in range(self.eot):
                 with torch.enable_grad(), FoldedConvolutions():
                     logits = self._forward(part, part_noise, k, low)
+                    if self.rejects and part_rows and isinstance(part_rows[0], Tensor):
+                        logits = self.unrejected(logits, part_rows[0])
                     value = logits if slope else loss(logits, *part_rows)
                     several = value.shape[1] if value.ndim > 1 and not slope else None
                     if not slope and not several:
@@ -227,11 +251,13 @@ class Network:
             except Exception as error:
                 raise guard(f"the model (given images of shape {tuple(x.shape)})", error) from error
         if self.n_classes is None and isinstance(logits, Tensor) and logits.ndim == 2:
-            self.n_classes = logits.shape[1]
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (len(x), self.n_classes):
+            self.n_classes = logits.shape[1] - self.rejects
+        columns = None if self.n_classes is None else self.n_classes + self.rejects
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (len(x), columns):
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            also = " and one for rejection" if self.rejects else ""
             raise UserError(
-                f"model: expected logits of shape ({len(x)}, {self.n_classes or 'K'}), one for each class, got {came}; "
+                f"model: expected logits of shape ({len(x)}, {columns or 'K'}), one for each class{also}, got {came}; "
                 "give a network made for the classes of the data, or say how many these are (npz: an array n_classes)"
             )
         logits = logits.float()

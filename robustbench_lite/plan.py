@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attack import Attack
 from .checks import Finding, Stated, verdict
 from .data.dataset import Dataset, shard_of
-from .defense import Defense, InferenceDefense
+from .defense import Defense, InferenceDefense, wrap_all
 from .environment import environment_record
 from .errors import UserError, unknown_name
 from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
@@ -73,7 +73,8 @@ class Plan:
     model: its module is the bare network; `defenses` stand before it in this order. index: positions in
     `data` of the whole run's samples, of which a shard takes a share. eps: (len(data),) one each, or None.
     eot, votes: draws averaged for a query and for a verdict; None: by what the defenses state.
-    fit: the images that an attack with a `fit` learns from; None: some of those that are evaluated.
+    fit: the images that an attack with a `fit` learns from; None: some of those that are evaluated. learn_from: those
+    that a defense with a `fit` learns from.
     """
 
     model: LoadedModel
@@ -99,6 +100,7 @@ class Plan:
     max_queries: int | None = None
     checks: bool = True
     fit: FitData | None = None
+    learn_from: FitData | None = None
 
     def __post_init__(self) -> None:
         check_settings(**{name: getattr(self, name) for name in _SETTINGS})
@@ -111,6 +113,16 @@ class Plan:
     def inference(self) -> list[InferenceDefense]:
         """The defenses that stand before the network."""
         return [d for d in self.defenses if isinstance(d, InferenceDefense)]
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the defended network may turn an image away."""
+        return any(d.rejects for d in self.inference)
+
+    def defended(self) -> nn.Module:
+        """The network behind its defenses, which have learned what they learn."""
+        given = None if self.learn_from is None else (self.learn_from.x, self.learn_from.y)
+        return wrap_all(self.model.module, self.inference, given)
 
     @property
     def stated(self) -> Stated:
@@ -310,7 +322,9 @@ def specification_of(
             source_sha256=plan.model.source_sha256,
             layout_sha256=layout_sha256(plan.model.module),
         ),
-        defenses=tuple(_defense_record(d, spec) for d, spec in zip(plan.defenses, _specs(plan), strict=True)),
+        defenses=tuple(
+            _defense_record(d, spec, plan.learn_from) for d, spec in zip(plan.defenses, _specs(plan), strict=True)
+        ),
         dataset=DatasetRecord(
             name=plan.data.name,
             split=plan.data.split,
@@ -351,10 +365,11 @@ def _specs(plan: Plan) -> Sequence[str]:
     return plan.defense_specs or [d.name for d in plan.defenses]
 
 
-def _defense_record(defense: Defense, spec: str) -> DefenseRecord:
+def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> DefenseRecord:
     from .records.specification import DefenseRecord
 
     at_inference = isinstance(defense, InferenceDefense)
+    learns = isinstance(defense, InferenceDefense) and defense.fit_samples > 0
     resolved = {name: getattr(defense, name) for name in option_types(type(defense))}
     return DefenseRecord(
         name=defense.name,
@@ -365,6 +380,8 @@ def _defense_record(defense: Defense, spec: str) -> DefenseRecord:
         randomized=at_inference and defense.randomized,  # type: ignore[attr-defined]
         differentiable=not at_inference or defense.differentiable,  # type: ignore[attr-defined]
         kind="inference" if at_inference else "training",
+        rejects=at_inference and defense.rejects,  # type: ignore[attr-defined]
+        fit=learn_from.record if learns and learn_from is not None else None,
     )
 
 

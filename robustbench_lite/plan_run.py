@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .assessment import judged, probe
 from .checkpoint import Checkpoint
-from .defense import wrap_all
 from .fitting import FIT_ROWS, Fit, fit_attack
 from .network import Network, exact_float32, frozen, placed, seed_torch
 from .plan import Plan, PlanSource, resume_key, shard_suffix, specification_of, with_fit_data
@@ -48,7 +47,7 @@ def run_plan(
     """
     started = datetime.datetime.now(datetime.UTC)
     plan = with_fit_data(plan)
-    module = wrap_all(plan.model.module, plan.inference)
+    module = plan.defended()
     devices = [torch.device(plan.device)] if torch.device(plan.device).type == "cuda" else []
     with (
         torch.inference_mode(False),
@@ -74,6 +73,7 @@ def run_plan(
             precision=plan.precision,
             eot=eot,
             max_batch=max(plan.batch_size, 1),
+            rejects=plan.rejects,
         )
         source = PlanSource(plan)
         findings, answers = probe(plan, network)
@@ -166,6 +166,7 @@ def _fit(
         eot=network.eot,
         block=network.block,
         max_batch=FIT_ROWS,
+        rejects=network.rejects,
     )
     target = check_target(plan.target, plan.data.classes)
     fit = fit_attack(plan.attack, own, plan.fit, threat=plan.threat, target=target, seed=plan.seed, asked=asked)

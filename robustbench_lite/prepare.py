@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .attack import Attack
     from .data import Dataset
-    from .defense import Defense
+    from .defense import Defense, InferenceDefense
     from .fitting import FitData
     from .history import History
     from .loop import TrainingProgress
@@ -113,14 +113,21 @@ def prepare_model(
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
+    Of the inference-time defenses only those matter behind which a network is trained, and what it then sees.
     """
-    from .defense import TrainingDefense
+    from .defense import Defended, InferenceDefense, TrainingDefense, wrap_all
     from .models import load_model
     from .processes import main_process
     from .recipe import recipe_for
     from .training import describe, describe_defenses, train_model
 
     fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
+    standing = [d for d in defenses if isinstance(d, InferenceDefense)]
+    behind = [d for d in standing if d.trained_behind]
+    _check_behind(weights, behind)
+    shape = data.shape
+    for defense in standing:
+        shape = defense.seen_shape(shape)
     whole = recipe_for(fitting, recipe or {}, argument="--train-option")
     if fitting and weights and _trained_with(weights) == [_told(d) for d in describe_defenses(fitting)]:
         if note:
@@ -139,12 +146,14 @@ def prepare_model(
     def train(module: torch.nn.Module, *, checkpoint: Path, history: History) -> torch.nn.Module:
         assert train_set is not None
         if note and main_process():
-            with_ = f" with {' + '.join(d.name for d in fitting)}" if fitting else ""
+            names = [d.name for d in (*fitting, *behind)]
+            with_ = f" with {' + '.join(names)}" if names else ""
             note(f"training {spec} on {data.name}{with_}: {len(train_set)} images, once; it is kept in the cache")
+        network = wrap_all(module, behind)
         if _is_factory(spec):
-            _try(module, train_set)
-        return train_model(
-            module,
+            _try(network, train_set)
+        trained = train_model(
+            network,
             train_set,
             recipe=whole,
             defenses=fitting,
@@ -155,14 +164,21 @@ def prepare_model(
             history=history,
             unlabeled=more,
         )
+        for _ in behind:
+            assert isinstance(trained, Defended)
+            trained = trained.model
+        return trained
 
+    described = describe(train_set, whole, fitting, more) if train_set is not None else None
+    if described is not None and behind:
+        described["behind"] = describe_defenses(behind)
     return load_model(
         spec,
         n_classes=len(data.classes),
-        shape=data.shape,
+        shape=shape,
         weights=weights,
         train=train if train_set is not None else None,
-        recipe=describe(train_set, whole, fitting, more) if train_set is not None else None,
+        recipe=described,
         retrain=retrain and ready,
         seed=whole.seed,
     )
@@ -172,8 +188,11 @@ def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return described["name"], dict(described["options"])
 
 
-def _trained_with(weights: str) -> list[tuple[str, dict[str, Any]]]:
-    """The defenses that the recipe inside a weights file names, with their options; none where it has none."""
+def _trained_with(weights: str, part: str = "defenses") -> list[tuple[str, dict[str, Any]]]:
+    """The defenses that the recipe inside a weights file names, with their options; none where it has none.
+
+    part: "defenses", with which it was trained, or "behind", those that stood before the network.
+    """
     from .errors import RblError
     from .models.weights import read_weights
 
@@ -183,7 +202,18 @@ def _trained_with(weights: str) -> list[tuple[str, dict[str, Any]]]:
         said = read_weights(Path(weights).expanduser())[1]
     except RblError:
         return []  # what is wrong with the file is told where it is loaded
-    return [_told(described) for described in (said.get("recipe") or {}).get("defenses", [])]
+    return [_told(described) for described in (said.get("recipe") or {}).get(part, [])]
+
+
+def _check_behind(weights: str | None, behind: Sequence[InferenceDefense]) -> None:
+    """Raise UserError for a network that is taken from behind the defense that it was trained behind."""
+    from .training import describe_defenses
+
+    trained = _trained_with(weights, "behind") if weights else []
+    if trained and trained != [_told(d) for d in describe_defenses(behind)]:
+        name, options = trained[0]
+        given = "".join(f" --defense-option {key}={value}" for key, value in options.items())
+        raise UserError(f"--weights: {weights} was trained behind {name}; add --defense {name}{given}")
 
 
 def fit_images(request: DataRequest, attack: Attack, threat: Threat, count: int | None = None) -> FitData | None:
@@ -197,6 +227,20 @@ def fit_images(request: DataRequest, attack: Attack, threat: Threat, count: int 
         return None
     data = request.load("train")
     index = balanced_subset(data.labels, min(count or FIT_SAMPLES, len(data)))
+    return FitData(data.images(index), data.labels[index], "train")
+
+
+def defense_images(request: DataRequest, defenses: Sequence[Defense]) -> FitData | None:
+    """Images of the training split, class-balanced, for inference-time defenses that learn; None where none does."""
+    from .data import balanced_subset
+    from .defense import InferenceDefense
+    from .fitting import FitData
+
+    count = max((d.fit_samples for d in defenses if isinstance(d, InferenceDefense)), default=0)
+    if not count:
+        return None
+    data = request.load("train")
+    index = balanced_subset(data.labels, min(count, len(data)))
     return FitData(data.images(index), data.labels[index], "train")
 
 

@@ -145,11 +145,11 @@ class Query:
         return (y, targets) if rows is None else (y[rows], None if targets is None else targets[rows])
 
     def _forward(self, x: Tensor, rows: Tensor | None) -> Tensor:
-        def ask(part: Tensor, noise: Noise, low: bool) -> list[Tensor]:
-            return [self._network.logits(part, noise, low=low)]
+        def ask(part: Tensor, noise: Noise, low: bool, y: Tensor) -> list[Tensor]:
+            return [self._network.logits(part, noise, low=low, y=y)]
 
         y, targets = self._goal(rows)
-        (logits,) = self._ask(ask, x, rows)
+        (logits,) = self._ask(ask, x, rows, y)
         self._watch(x, logits, rows, y, targets)
         return logits
 

@@ -46,6 +46,9 @@ def lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             "robust accuracy",
             f"{robust}  (95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})",
         )
+        if specification.rejects:
+            moved = f"{100 * result.rejected:.1f} % of the images attacked, which are not fooled"
+            yield "rejected", f"{100 * row['false_positive_rate']:.1f} % of the clean images, {moved}"
         if specification.attack.minimal:
             median, norm = row["median_distance"], specification.threat.norm
             yield "median distance", "half were never fooled" if median is None else f"{median:.4g} in {norm}"

@@ -86,6 +86,13 @@ class Result:
         return float((self.column("correct") & ~self.success).double().mean())
 
     @property
+    def rejected(self) -> float:
+        """Share of the attacked samples whose final image a defense turned away; 0 where none was attacked."""
+        away = self.column("adversarial_prediction") == self.run.specification.dataset.classes
+        attacked = self.column("attacked").bool()
+        return float(away[attacked].double().mean()) if attacked.any() else 0.0
+
+    @property
     def confident(self) -> float | None:
         """Share of the attacked samples brought to the goal with more than 50 % confidence; None as `confidence`."""
         attacked = self.column("attacked")
@@ -146,6 +153,11 @@ class Result:
             "verdict": self.verdict,
             "warnings": list(self.warnings),
             **({name: getattr(self, name) for name in ("fit_forwards", "fit_backwards")} if self.learned else {}),
+            **(
+                {"false_positive_rate": row["false_positive_rate"], "rejected": self.rejected}
+                if self.run.specification.rejects
+                else {}
+            ),
             **({} if self.confidence is None else {"confident": self.confident}),
         }
 

@@ -20,6 +20,7 @@ from .defense import InferenceDefense, wrap_all
 from .errors import UserError
 from .examples import Examples, load_examples
 from .files import sha256_file
+from .fitting import FitData
 from .models.identity import state_sha256
 from .network import exact_float32, frozen
 from .options import option_types
@@ -71,6 +72,7 @@ def reverify(
     module: nn.Module,
     *,
     defenses: Sequence[InferenceDefense] = (),
+    learn_from: FitData | None = None,
     device: str = "cpu",
     batch_size: int = 256,
     draws: int | None = None,
@@ -78,9 +80,9 @@ def reverify(
     """Check every row of `run` against its saved images and the network, from nothing but these.
 
     module: the bare network, from pixels (N, C, H, W) in [0, 1] to logits (N, K); `defenses` stand before
-    it in this order. For each row: the SHA-256 of both images, ball and box (float64 distances), both
-    predictions (float32, evaluation mode), the verdict. For the whole: the run's own rules (`check_run`),
-    the SHA-256 of the weights and of the file of examples, the defenses. Faults are one line each.
+    it in this order, and learn what they learn from `learn_from`. For each row: the SHA-256 of both images, ball and
+    box (float64 distances), both predictions (float32, evaluation mode), the verdict. For the whole: the run's own
+    rules (`check_run`), the SHA-256 of the weights and of the file of examples, the defenses. Faults are one line each.
     Module and global random state are left as they were found.
 
     Raises RecordError for a file of examples that cannot be read, UserError where the network cannot take
@@ -89,13 +91,14 @@ def reverify(
     examples = load_examples(examples_path)
     faults = [f"the run: {fault}" for fault in check_run(run)]
     faults += _identity_faults(run, examples, examples_path, module=module, defenses=defenses)
+    faults += _learning_faults(run, learn_from)
     pairs, more = _match(run, examples)
     faults += more
     if pairs is None:
         return Reverification(run.table.num_rows, 0, 0, 0, 0, _count(run, "success"), 0, 0, 1, tuple(faults))
     faults += [*_saved_faults(pairs), *_image_faults(run, pairs)]
     count = _draws(run, draws)
-    network = wrap_all(module, defenses).to(device)
+    network = wrap_all(module, defenses, None if learn_from is None else (learn_from.x, learn_from.y)).to(device)
     clean = _predict(network, pairs.x, device=device, batch_size=batch_size, draws=count)
     moved = _predict(network, pairs.adversarial, device=device, batch_size=batch_size, draws=count)
     return _compare(run, pairs, clean=clean, moved=moved, draws=count, faults=faults)
@@ -145,6 +148,12 @@ def _identity_faults(
         if ours != theirs:
             yield f"{part}: the run was made with {_list(theirs)}, this pass with {_list(ours)}"
             return
+
+
+def _learning_faults(run: Run, learn_from: FitData | None) -> Iterator[str]:
+    wanted = {d.fit["sha256"] for d in run.specification.defenses if d.fit is not None}
+    if wanted and (learn_from is None or {learn_from.record["sha256"]} != wanted):
+        yield "the images that a defense learned from are not those of the run (SHA-256)"
 
 
 def _foreign_hash(defense: InferenceDefense) -> str | None:
@@ -227,7 +236,8 @@ def _compare(
     """Predictions and verdicts as computed here, `clean` and `moved` (prediction, tie), against those of the rows."""
     (prediction, tie), (adversarial, moved_tie) = clean, moved
     rows, inside = pairs.rows, _in_ball(run, pairs) & ~_outside_box(run, pairs.adversarial)
-    goal = adversarial != rows["label"] if run.specification.target is None else adversarial == rows["target"]
+    wrong = (adversarial != rows["label"]) & (adversarial < run.specification.dataset.classes)  # and not rejected
+    goal = wrong if run.specification.target is None else adversarial == rows["target"]
     success = (prediction == rows["label"]) & rows["attacked"] & goal & inside
     agrees = {
         "clean": prediction == rows["prediction"],

@@ -68,7 +68,7 @@ class Scene:
     def value(self, x: Tensor, some: Subjects | None = None) -> Tensor:
         """The margin by the draws of a verdict, (n,): positive where the image is at the goal."""
         some = some or self.left
-        return margin(self.network.logits(x, some.noise, draws=self.votes), some.y, some.targets)
+        return margin(self.network.logits(x, some.noise, draws=self.votes, y=some.y), some.y, some.targets)
 
     def climb(
         self, loss: Loss = margin, gradient: Callable[[Tensor], Tensor] | None = None, ball: Ball | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .augment import augment
 from .convolution import FoldedConvolutions
-from .defense import Loss, TrainingDefense
+from .defense import Defense, Loss, TrainingDefense
 from .errors import RblError, UserError
 from .files import sha256_file
 from .history import History
@@ -408,12 +408,12 @@ def _told(data: Dataset) -> dict[str, Any]:
     return {"name": data.name, "split": data.split, "n": len(data), "fingerprint": data.fingerprint}
 
 
-def describe_defenses(defenses: Sequence[TrainingDefense]) -> list[dict[str, Any]]:
+def describe_defenses(defenses: Sequence[Defense]) -> list[dict[str, Any]]:
     """What `describe` says of the defenses."""
     return [_describe(defense) for defense in defenses]
 
 
-def _describe(defense: TrainingDefense) -> dict[str, Any]:
+def _describe(defense: Defense) -> dict[str, Any]:
     plain = {
         key: value if isinstance(value, bool | int | float | str | None) else repr(value)
         for key, value in dataclasses.asdict(defense).items()

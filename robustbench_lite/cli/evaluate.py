@@ -131,6 +131,7 @@ def evaluate(
     from ..plan import Plan, check_settings, make_threat
     from ..prepare import (
         DataRequest,
+        defense_images,
         fit_images,
         make_defenses,
         parse_shard,
@@ -176,6 +177,7 @@ def evaluate(
     }
     check_settings(**settings)
     settings["fit"] = fit_images(request, made_attack, threat, fit_samples)
+    settings["learn_from"] = defense_images(request, defenses)
     settings["checks"] = checks
 
     def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:

@@ -47,12 +47,11 @@ def by_cell(plan: Plan, result: Result, leaderboard: Path) -> Addition:
 
 def print_photo(plan: Plan, result: Result) -> Addition:
     """The destruction rate by transformation."""
-    from ..defense import wrap_all
     from ..print_photo import destruction_rate
 
     assert result.adversarial is not None, "the plan keeps images"
     table = destruction_rate(
-        wrap_all(plan.model.module, plan.inference),
+        plan.defended(),
         plan.data.images(plan.order.sort().values),
         result.adversarial,
         result.column("label"),

@@ -64,7 +64,7 @@ def train(
     as_json: o.AsJson = False,
 ) -> None:
     """Train a network and write it as safetensors, with its recipe and SHA-256."""
-    from ..defense import InferenceDefense
+    from ..defense import InferenceDefense, wrap_all
     from ..errors import UserError
     from ..examples import check_output
     from ..history import check_history_path, draw_history, write_history
@@ -76,9 +76,9 @@ def train(
     from .terminal import note, print_json, training_bar
 
     defenses = make_defenses(defense or [], defense_option or [])
-    standing = [d.name for d in defenses if isinstance(d, InferenceDefense)]
-    if standing:
-        raise UserError(f"--defense: {standing[0]} trains nothing; give it to rbl evaluate with --weights {out.name}")
+    standing = [d for d in defenses if isinstance(d, InferenceDefense)]
+    for idle in [d.name for d in standing if not d.trained_behind]:
+        raise UserError(f"--defense: {idle} trains nothing; give it to rbl evaluate with --weights {out.name}")
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
     recipe = o.merged("--train-option", train_option, given)
     configure(Recipe, recipe, argument="--train-option")
@@ -113,7 +113,7 @@ def train(
     if figure is not None:
         names = " + ".join([network.name, *(d.name for d in defenses)])
         draw_history(network.history, figure, title=f"{names} on {data.name}")
-    accuracy = _accuracy(network.module, request, device)
+    accuracy = _accuracy(wrap_all(network.module, standing), request, device)
     row = {
         "file": str(out),
         "sha256": network.sha256,

@@ -61,7 +61,7 @@ def verify(
     """
     from ..defense import InferenceDefense
     from ..errors import RecordError, UserError
-    from ..prepare import DataRequest, make_defenses, pick_device
+    from ..prepare import DataRequest, defense_images, make_defenses, pick_device
     from ..records.run import read_run
     from ..reverify import reverify
 
@@ -78,7 +78,16 @@ def verify(
     )
     loaded = _load_model(recorded, model, request, weights=weights, defenses=defenses, epochs=epochs, device=device)
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
-    found = reverify(recorded, saved, loaded.module, defenses=standing, device=device, batch_size=batch_size)
+    learn_from = defense_images(request, defenses)
+    found = reverify(
+        recorded,
+        saved,
+        loaded.module,
+        defenses=standing,
+        learn_from=learn_from,
+        device=device,
+        batch_size=batch_size,
+    )
     _show(path.stem, saved, found)
     if found.faults:
         count = len(found.faults)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..defense import InferenceDefense
+from ..defense import InferenceDefense, wrap_all
 from ..errors import UserError
 from .check import Checks, Failed, plural
 from .gradients import check_finite, check_gradient
@@ -52,7 +52,9 @@ def _transforms(defense: InferenceDefense) -> bool:
 
 
 def _wrap(defense: InferenceDefense, shape: Shape) -> nn.Module:
-    wrapped = defense.wrap(small_network(shape, classes=_CLASSES))
+    network = small_network(defense.seen_shape(shape), classes=_CLASSES)
+    x = images(max(4 * _CLASSES, defense.fit_samples), shape)
+    wrapped = wrap_all(network, [defense], (x, torch.arange(len(x)) % _CLASSES))
     if not isinstance(wrapped, nn.Module):
         raise Failed(f"wrap must return a torch.nn.Module, got {type(wrapped).__name__}")
     return wrapped.eval()
@@ -63,7 +65,7 @@ def _subjects(defense: InferenceDefense, shape: Shape) -> list[tuple[str, Functi
     found: list[tuple[str, Function]] = []
     if _transforms(defense):
         found.append(("transform", defense.transform))
-    if type(defense).wrap is not InferenceDefense.wrap:
+    if type(defense).wrap is not InferenceDefense.wrap or defense.fit_samples:
         found.append(("the defended network", _wrap(defense, shape)))
     return found
 
@@ -101,8 +103,11 @@ def _shape_and_range(defense: InferenceDefense, shapes: Sequence[Shape]) -> str:
         for what, x in (("random", many), ("one random", many[:1]), ("constant", constant_images(shape))):
             seen = _ask(defense.transform, x, keys_for(len(x)))
             where = f"for {what} images {tuple(x.shape)}"
-            if seen.shape != x.shape:
-                raise Failed(f"transform must keep the shape, got {tuple(seen.shape)} {where}")
+            expected = (len(x), *defense.seen_shape(shape))
+            if seen.shape != expected:
+                raise Failed(
+                    f"transform must give the shape {expected}, as seen_shape says, got {tuple(seen.shape)} {where}"
+                )
             if seen.dtype != torch.float32:
                 raise Failed(f"transform must keep float32, got {seen.dtype} {where}")
             if not bool(torch.isfinite(seen).all()):
@@ -128,8 +133,10 @@ def _logits(defense: InferenceDefense, shapes: Sequence[Shape]) -> str:
         x = images(_COUNT, shape)
         logits = _ask(_wrap(defense, shape), x, keys_for(_COUNT))
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if came != (_COUNT, _CLASSES):
-            raise Failed(f"the defended network must give ({_COUNT}, {_CLASSES}) logits, got {came}")
+        expected = (_COUNT, _CLASSES + defense.rejects)
+        if came != expected:
+            also = ", the last of them for rejection" if defense.rejects else ""
+            raise Failed(f"the defended network must give {expected} logits{also}, got {came}")
         if not bool(torch.isfinite(logits).all()):
             raise Failed("the defended network gives NaN or infinite logits")
     return "(N, K), finite"
@@ -227,9 +234,10 @@ def _surrogate(defense: InferenceDefense, shapes: Sequence[Shape]) -> str:
         for size in shapes:
             given = images(2, size)
             stand_in = _fixed(defense.surrogate, 2)(given)
-            if not isinstance(stand_in, Tensor) or stand_in.shape != given.shape:
+            expected = (2, *defense.seen_shape(size))
+            if not isinstance(stand_in, Tensor) or stand_in.shape != expected:
                 came = tuple(stand_in.shape) if isinstance(stand_in, Tensor) else type(stand_in).__name__
-                raise Failed(f"surrogate must keep the shape {tuple(given.shape)}, got {came}")
+                raise Failed(f"surrogate must give the shape {expected}, as transform does, got {came}")
         try:
             check_finite(_fixed(defense.surrogate, 3), constant_images(shape))
             check_gradient(_fixed(defense.surrogate, _COUNT), x)
@@ -262,12 +270,22 @@ def _closeness(defense: InferenceDefense, x: Tensor) -> str:
 def _evaluation(defense: InferenceDefense, shape: Shape) -> str:
     from ..evaluation import evaluate
 
-    x, network = images(_COUNT, shape), small_network(shape, classes=_CLASSES)
-    y = _ask(_wrap(defense, shape), x, keys_for(_COUNT)).argmax(1)
+    x, network = images(_COUNT, shape), small_network(defense.seen_shape(shape), classes=_CLASSES)
+    y = _ask(_wrap(defense, shape), x, keys_for(_COUNT))[:, :_CLASSES].argmax(1)
+    known = images(max(4 * _CLASSES, defense.fit_samples), shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            result = evaluate(network, x, y, defenses=[defense], attack_options={"steps": 3}, eps=8 / 255, checks=False)
+            result = evaluate(
+                network,
+                x,
+                y,
+                defenses=[defense],
+                attack_options={"steps": 3},
+                eps=8 / 255,
+                checks=False,
+                fit_data=(known, torch.arange(len(known)) % _CLASSES),
+            )
         except UserError as error:
             raise Failed(f"robustbench_lite.evaluate: {error}") from error
     if result.verdict != "reliable":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .build import build_model, pretrained_preprocessing
 from .identity import state_sha256, tensors_sha256
-from .loading import LoadedModel, load_model
+from .loading import LoadedModel, load_model, load_written
 from .normalize import Normalize
 from .weights import load_weights, read_weights, save_weights
 
@@ -14,6 +14,7 @@ __all__ = [
     "build_model",
     "load_model",
     "load_weights",
+    "load_written",
     "pretrained_preprocessing",
     "read_weights",
     "save_weights",

@@ -130,6 +130,14 @@ def load_model(
     )
 
 
+def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argument: str = "--weights") -> LoadedModel:
+    """The network in a file that `rbl train` wrote, which says what it is. UserError for another file."""
+    model = read_weights(Path(file), argument=argument)[1].get("model")
+    if not isinstance(model, str):
+        raise UserError(f"{argument}: {file} does not say which network it is; give files that rbl train wrote")
+    return load_model(model, n_classes=n_classes, shape=shape, weights=file)
+
+
 def _preprocessing(module: nn.Module) -> dict[str, Any]:
     return module.preprocessing if isinstance(module, Normalize) else {}
 

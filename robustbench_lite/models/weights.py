@@ -47,6 +47,15 @@ def read_weights(path: Path | str, *, argument: str = "--weights") -> tuple[dict
     return _state_in(_unpickle(path, argument), path, argument), {}
 
 
+def written_files(text: str, *, argument: str) -> list[str]:
+    """The files of weights that an option names, with commas between. Raises UserError for one that is not there."""
+    files = [file.strip() for file in text.split(",") if file.strip()]
+    for file in files:
+        if not Path(file).expanduser().is_file():
+            raise UserError(f"{argument}: no such file {file!r}; give files that rbl train wrote, with commas between")
+    return files
+
+
 def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 

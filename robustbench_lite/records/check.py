@@ -107,7 +107,8 @@ def _sample_rules(specification: Specification, c: _Columns) -> Iterator[tuple[s
     yield "index is negative", c.index < 0
     for name in ("label", "prediction", "adversarial_prediction"):
         values = getattr(c, name)
-        yield f"{name} is outside the {classes} classes", (values < 0) | (values >= classes)
+        top = classes + (specification.rejects and name != "label")  # one more: rejected
+        yield f"{name} is outside the {classes} classes", (values < 0) | (values >= top)
     for name in ("forwards", "backwards"):
         yield f"{name} is negative", getattr(c, name) < 0
     for name in ("content_hash", "adversarial_hash"):
@@ -151,7 +152,7 @@ def _verdict_rules(specification: Specification, c: _Columns) -> Iterator[tuple[
         )
         yield "success without reaching the target", c.success & ~fooled
     else:
-        fooled = c.adversarial_prediction != c.label
+        fooled = (c.adversarial_prediction != c.label) & (c.adversarial_prediction < specification.dataset.classes)
         yield "target in an untargeted run", aim
         yield "success without misclassification", c.success & ~fooled
     inside = ~c.null(f"distance_{specification.threat.norm}") & ~_beyond(specification, c)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 METADATA_KEY = b"robustbench_lite"
 
 
@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         _required("attacked", pa.bool_()),
         # a verified misclassification (or target reached) inside the threat
         _required("success", pa.bool_()),
+        # the number of classes where a defense turned the image away
         _required("prediction", pa.int64()),
         # on the final image; equals prediction where not attacked
         _required("adversarial_prediction", pa.int64()),

@@ -42,7 +42,7 @@ class ModelRecord:
 class DefenseRecord:
     """A defense and what it states of itself; `spec` is what the user typed.
 
-    `options` are those that differ from the defaults, `resolved` are all.
+    `options` are those that differ from the defaults, `resolved` are all. `fit`: what it learned from.
     """
 
     name: str
@@ -53,6 +53,8 @@ class DefenseRecord:
     randomized: bool
     differentiable: bool
     kind: str
+    rejects: bool = False
+    fit: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,7 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
-        if version in (1, 2):
+        if version in (1, 2, 3):
             _complete(raw)
         specification: Specification = _decode(cls, raw, "specification")
         fault = specification._fault()
@@ -214,7 +216,7 @@ class Specification:
             for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
         kept["model"] = _without(plain["model"], "weights", "recipe")
-        kept["defenses"] = [_without(defense, "spec", "options") for defense in plain["defenses"]]
+        kept["defenses"] = [_deciding(defense) for defense in plain["defenses"]]
         kept["attack"] = _without(plain["attack"], "options", "minimal", "own_limits")
         if self.max_queries is not None:
             kept["max_queries"] = self.max_queries
@@ -239,6 +241,11 @@ class Specification:
         return " ".join(
             text for d in self.defenses if (text := _pairs(d.options, prefix=f"{d.name}." if several else ""))
         )
+
+    @property
+    def rejects(self) -> bool:
+        """Whether a prediction may be one more than the classes: the image was turned away."""
+        return any(defense.rejects for defense in self.defenses)
 
     @property
     def defense(self) -> str:
@@ -288,6 +295,12 @@ def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in names}
 
 
+def _deciding(defense: dict[str, Any]) -> dict[str, Any]:
+    """What of a defense's record decides verdicts; what older records do not know is left out where it is nothing."""
+    nothing = [name for name in ("rejects", "fit") if not defense[name]]
+    return _without(defense, "spec", "options", *nothing)
+
+
 def _canonical(value: Any) -> Any:
     """Equal numbers written alike, so that eps 1 and eps 1.0 are one identity."""
     if isinstance(value, dict):
@@ -315,10 +328,14 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _complete(raw: dict[str, Any]) -> None:
-    """Version 1 knew no minimal attacks and no limit of queries, version 2 no limits of an attack's own."""
+    """What version 1 (minimal attacks, limit of queries), 2 (an attack's own limits) and 3 (rejection) did not know."""
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
-    if isinstance(raw.get("attack"), dict):
+    for defense in raw["defenses"] if isinstance(raw.get("defenses"), list) else ():
+        if isinstance(defense, dict):
+            defense.setdefault("rejects", False)
+            defense.setdefault("fit", None)
+    if raw["schema_version"] < 3 and isinstance(raw.get("attack"), dict):
         if raw["schema_version"] == 1:
             raw["attack"].setdefault("minimal", False)
         raw["attack"].setdefault("own_limits", False)

@@ -38,6 +38,8 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("robust_accuracy", pa.float64()),
         pa.field("robust_low", pa.float64()),
         pa.field("robust_high", pa.float64()),
+        # of the clean images, those that a defense turned away; null where none can
+        pa.field("false_positive_rate", pa.float64()),
         # of the attacked; null where none was
         pa.field("attack_success", pa.float64()),
         # of minimal attacks, in the threat's norm, over all: a wrong sample is at 0; null where half were never fooled
@@ -80,6 +82,7 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
     correct, success = table["correct"].to_pylist(), table["success"].to_pylist()
     robust = sum(c and not s for c, s in zip(correct, success, strict=True))
     attacked = sum(table["attacked"].to_pylist())
+    rejected = sum(seen == s.dataset.classes for seen in table["prediction"].to_pylist())
     complete = s.status == "complete" and n > 0
     return {
         "run_id": run_id or s.run_id(),
@@ -99,6 +102,7 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
         "target": s.target,
         **_accuracy("clean", sum(correct), n if complete else 0),
         **_accuracy("robust", robust, n if complete else 0),
+        "false_positive_rate": rejected / n if complete and s.rejects else None,
         "attack_success": sum(success) / attacked if complete and attacked else None,
         "median_distance": _median_distance(run) if complete and s.attack.minimal else None,
         "forwards": sum(table["forwards"].to_pylist()),
@@ -123,11 +127,11 @@ def distances(run: Run) -> list[float]:
         "adversarial_prediction",
         f"distance_{run.specification.threat.norm}",
     )
-    found = []
+    found, rejected = [], run.specification.dataset.classes
     for correct, attacked, label, target, seen, distance in zip(
         *(run.table[name].to_pylist() for name in columns), strict=True
     ):
-        fooled = seen != label if run.specification.target is None else seen == target
+        fooled = seen not in (label, rejected) if run.specification.target is None else seen == target
         found.append(0.0 if not correct else float(distance) if attacked and fooled else math.inf)
     return found
 

@@ -35,6 +35,7 @@ class Choice(enum.StrEnum):
     auto = "auto"
     nearest = "nearest"
     peers = "peers"
+    training = "training"
     all = "all"
 
 
@@ -43,9 +44,13 @@ def main(
     robust_images: Annotated[int, typer.Option(min=10, help="MNIST test images of the robust part.")] = 1000,
     standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 128,
     auto_images: Annotated[int, typer.Option(min=10, help="Images for each network of the part auto.")] = 200,
+    training_images: Annotated[int, typer.Option(min=10, help="Test images of the part training.")] = 10_000,
+    training_epochs: Annotated[int, typer.Option(min=1, help="Epochs of the part training, after its turns.")] = 10,
     networks: Annotated[str, typer.Option(help="Of the part auto, with commas between; see benchmarks.nets.")] = "all",
     attacks: Annotated[str, typer.Option(help="Of the part peers, with commas between.")] = "all",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns on the clock, of the parts robust and standard.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Turns on the clock, of the parts robust, standard and training.")
+    ] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of PGD.")] = 40,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, the same for all.")] = 256,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads, the same for all; default: all cores.")] = None,
@@ -81,6 +86,8 @@ def main(
             runs = [functools.partial(bench.nearest, rivalry) for rivalry in bench.rivalries()]
         elif name == "peers":
             runs = [functools.partial(bench.attack_by_attack, _pairs(attacks))]
+        elif name == "training":
+            runs = [functools.partial(bench.training, rounds, training_images, training_epochs)]
         else:
             images = robust_images if name == "robust" else standard_images
             # The network that somebody else trained is so small that half precision saves nothing there.
@@ -196,6 +203,18 @@ class Bench:
         self.missed.extend(
             f"{row.rivalry.attack} {row.rivalry.norm} on {row.rivalry.on} ({row.peer})" for row in rows if row.missed
         )
+
+    def training(self, rounds: int, images: int, epochs: int) -> None:
+        """Fast adversarial training beside a plain loop."""
+        from .report import grid
+        from .training import HEADS, compared, rows
+
+        with self.status.status("training ...") as shown:
+            found = compared(rounds, images, epochs, shown.update)
+        title = (
+            f"fast-at on MNIST, linf 0.3, small-cnn: {rounds} turns of an epoch, then {epochs} epochs; {images} images"
+        )
+        grid(self.out, title, HEADS, rows(found), markdown=self.markdown)
 
     def _compare(
         self,

@@ -187,3 +187,36 @@ def test_a_factorys_network_that_does_not_take_the_images_is_its_own_fault(rbl: 
     said = rbl("train", "--model", "nets.py:raises", "--out", "n.safetensors", "--dataset", "npz:split.npz")
     assert "KeyError" in said.last_line and "(nets.py:" in said.last_line
     assert not (folder / "n.safetensors").exists()
+
+
+def test_a_network_is_trained_behind_a_defense_and_is_not_taken_from_behind_it(rbl: Rbl) -> None:
+    behind = ("--defense", "thermometer", "--defense-option", "levels=4")
+    said = rbl("train", "--model", "mlp", "--out", "net.safetensors", *COMMON, *behind, "--json")
+    assert said.code == 0 and said.json["parameters"] == 4 * 64 * 256 + 256 + 256 * 256 + 256 + 256 * 4 + 4
+    assert said.json["test_accuracy"] > 0.5
+    common = ("--model", "mlp", "--weights", "net.safetensors", "--dataset", "npz:split.npz", "--leaderboard", "lb")
+    evaluated = rbl("evaluate", *common, *behind, "--steps", "3", "--json").json
+    assert evaluated["clean_accuracy"] == said.json["test_accuracy"]
+    for given in ((), ("--defense", "thermometer")):
+        refused = rbl("evaluate", *common, *given)
+        assert refused.code == 2
+        assert refused.last_line == (
+            "--weights: net.safetensors was trained behind thermometer; add --defense thermometer "
+            "--defense-option levels=4"
+        )
+
+
+def test_a_detector_is_confirmed_from_its_examples(rbl: Rbl) -> None:
+    rbl("train", "--model", "mlp", "--out", "net.safetensors", *COMMON)
+    common = ("--model", "mlp", "--weights", "net.safetensors", "--dataset", "npz:split.npz", "--leaderboard", "lb")
+    detector = ("--defense", "feature-squeezing", "--defense-option", "samples=40")
+    said = rbl("evaluate", *common, *detector, "--eps", "0.5", "--save-examples", "out.npz", "--json").json
+    assert 0 <= said["false_positive_rate"] < 0.5 and said["robust_accuracy"] < said["clean_accuracy"]
+    told = rbl("evaluate", *common, *detector, "--eps", "0.5", "--attack", "noise").out
+    assert "  rejected " in told and "which are not fooled" in told
+    confirmed = rbl("verify", said["run_id"], *common, *detector)
+    assert (confirmed.code, confirmed.err) == (0, "") and "all confirmed" in confirmed.out
+    other = rbl("verify", said["run_id"], *common, "--defense", "feature-squeezing", "--defense-option", "samples=41")
+    assert other.code == 2 and "refuted" in other.last_line
+    pictured = rbl("evaluate", *common, *detector, "--eps", "0.5", "--figure", "out.png", "--json")
+    assert pictured.code == 0 and Path("out.png").stat().st_size > 1000

@@ -21,11 +21,13 @@ class InputGradient(TrainingDefense):
     """Adds the squared length of the cross-entropy's gradient in the image (Ross and Doshi-Velez 2018, eq. 3).
 
     weight: lambda, >= 0, of the mean over the batch. It takes a second differentiation: about three times the time.
+    adaptive: square, which needs none of the gradients that were made small.
     """
 
     name: ClassVar[str] = "input-gradient"
     summary: ClassVar[str] = "keeps the loss's gradient in the image small"
     source: ClassVar[str] = "Ross and Doshi-Velez 2018, arXiv:1711.09404"
+    adaptive: ClassVar[str] = "square"
 
     weight: float = 10.0
 

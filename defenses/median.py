@@ -19,11 +19,13 @@ class Median(InferenceDefense):
     size: the square's side in pixels, 1..9, at most the image's; of an even number of pixels the lower middle one
     counts, of an even side the pixel is the square's lower right of four. Edges are mirrored. Differentiable:
     the gradient is that of the pixel chosen.
+    adaptive: square, as each gradient is that of the pixel chosen and of no other.
     """
 
     name: ClassVar[str] = "median"
     summary: ClassVar[str] = "takes the median of each pixel's neighbours"
     source: ClassVar[str] = "Xu et al. 2018, arXiv:1704.01155"
+    adaptive: ClassVar[str] = "square"
 
     size: int = 3
 

@@ -42,7 +42,8 @@ class ModelRecord:
 class DefenseRecord:
     """A defense and what it states of itself; `spec` is what the user typed.
 
-    `options` are those that differ from the defaults, `resolved` are all.
+    `options` are those that differ from the defaults, `resolved` are all. `adaptive`: the attack that it states to be
+    made for it, `{"attack": NAME, "options": {...}}`; null where it states none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DefenseRecord:
     randomized: bool
     differentiable: bool
     kind: str
+    adaptive: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,20 @@ class TimesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostsRecord:
+    """What the network and its defenses cost; null where it is not known or was not measured.
+
+    `training_seconds`: of the training, by its history. `forward_ratio`: time of a forward pass over that of the
+    undefended network, both measured side by side (`sweep.costs`). `passes`: forward passes of the network that one
+    prediction takes, all draws counted.
+    """
+
+    training_seconds: float | None = None
+    forward_ratio: float | None = None
+    passes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExamplesRecord:
     """The saved images of the run."""
 
@@ -156,6 +172,7 @@ class Specification:
     calls: dict[str, int]
     rows_sha256: str = ""
     examples: ExamplesRecord | None = None
+    costs: CostsRecord | None = None
 
     def to_json(self) -> str:
         """Strict JSON in the order of the fields. Raises TypeError for what JSON cannot say, NaN included."""
@@ -180,7 +197,7 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
-        if version in (1, 2):
+        if version in (1, 2, 3):
             _complete(raw)
         specification: Specification = _decode(cls, raw, "specification")
         fault = specification._fault()
@@ -205,7 +222,7 @@ class Specification:
         """What makes two runs the same run: all that decides the verdicts, by content and not by place.
 
         Left out are the circumstances: package version, where weights and plug-ins came from, options as
-        passed (`resolved` is kept), device, batch size, shard, times, environment, and what came out.
+        passed (`resolved` is kept), device, batch size, shard, times, costs, environment, and what came out.
         Sources of attack and defenses are kept by hash, so a changed plug-in makes another run.
         """
         plain = _plain(self, "specification")
@@ -214,7 +231,7 @@ class Specification:
             for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
         kept["model"] = _without(plain["model"], "weights", "recipe")
-        kept["defenses"] = [_without(defense, "spec", "options") for defense in plain["defenses"]]
+        kept["defenses"] = [_without(defense, "spec", "options", "adaptive") for defense in plain["defenses"]]
         kept["attack"] = _without(plain["attack"], "options", "minimal", "own_limits")
         if self.max_queries is not None:
             kept["max_queries"] = self.max_queries
@@ -315,13 +332,20 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _complete(raw: dict[str, Any]) -> None:
-    """Version 1 knew no minimal attacks and no limit of queries, version 2 no limits of an attack's own."""
+    """What a version did not know yet.
+
+    Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense.
+    """
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
     if isinstance(raw.get("attack"), dict):
         if raw["schema_version"] == 1:
             raw["attack"].setdefault("minimal", False)
         raw["attack"].setdefault("own_limits", False)
+    raw.setdefault("costs", None)
+    for defense in raw["defenses"] if isinstance(raw.get("defenses"), list) else ():
+        if isinstance(defense, dict):
+            defense.setdefault("adaptive", None)
 
 
 def _no_constant(name: str) -> float:

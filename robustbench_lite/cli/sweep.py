@@ -104,14 +104,14 @@ def _dry(bench: Bench, cells: Sequence[Cell], *, as_json: bool) -> int:
         there = sum(bench.there(cell) is not None for cell in own) if trained else 0
         rows.append({"network": own[0].told_network, "trained": trained, "runs": len(own), "there": there})
     total, there = len(cells), sum(row["there"] for row in rows)
-    untrained = sum(not row["trained"] for row in rows)
+    untrained = len({own[0].training for own, row in zip(networks.values(), rows, strict=True) if not row["trained"]})
     if as_json:
         print_json({"runs": total, "there": there, "networks": rows})
         return 0
     for row in rows:
         state = "trained" if row["trained"] else "to train"
         typer.echo(f"{row['network']}: {state}, {row['there']} of {row['runs']} runs are there")
-    typer.echo(f"{total} runs, {there} of them on {bench.leaderboard}; {len(rows)} networks, {untrained} to train")
+    typer.echo(f"{total} runs, {there} of them on {bench.leaderboard}; {untrained} trainings to come")
     return 0
 
 

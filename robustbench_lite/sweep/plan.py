@@ -14,6 +14,7 @@ from ..perturbation import make_attack
 from ..prepare import make_defenses
 from ..recipe import recipe_for
 from ..records.specification import eps_text, threat_text
+from ..registry import find
 from ..surrogate import Surrogate
 from ..threat import Threat
 
@@ -124,6 +125,15 @@ class Cell:
         pairs = tuple(self.defense.pairs(self.threat))
         recipe = tuple(self.defense.recipe.items())
         return self.data, self.model, self.defense.use, pairs, recipe, self.seed
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """What decides the training; bare networks behind different inference-time defenses share one."""
+        from ..defense import TrainingDefense
+
+        classes = [find("defenses", name, argument="--defense").load() for name in self.defense.use]
+        data, model, *defended, recipe, seed = self.network
+        return data, model, *(defended if any(issubclass(c, TrainingDefense) for c in classes) else ()), recipe, seed
 
     @property
     def row(self) -> dict[str, Any]:

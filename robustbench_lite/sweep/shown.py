@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
+NAME_WIDTH = 12
 _SHARED = ["dataset", "n", "model", "norm", "eps"]
 CAPTION = (
     "accuracy in %, mean and standard deviation over seeds; worst: images that withstand every attack, with 95 % "
@@ -52,6 +53,12 @@ def _groups(table: pd.DataFrame) -> Iterator[tuple[str, list[str], list[dict[str
             cells = {row["attack"]: row for row in own.to_dict("records")}
             rows.append({**{str(name): value for name, value in own.iloc[0].items()}, "cells": cells})
         yield title, attacks, rows
+
+
+def _heads(attacks: list[str]) -> list[str]:
+    """The attacks' labels, without a transfer's surrogate where no other column is told apart by it."""
+    short = [attack.partition(" surrogate=")[0] for attack in attacks]
+    return [name if short.count(name) == 1 else attack for name, attack in zip(short, attacks, strict=True)]
 
 
 def _cells(row: dict[str, Any], attacks: list[str]) -> list[str]:
@@ -92,7 +99,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A GitHub table for each model, data set and threat, what its numbers are, and the rule of the marks."""
     lines: list[str] = []
     for title, attacks, rows in _groups(table) if len(table) else ():
-        heads = ["defense", "mark", "worst", "clean", *attacks, *(["made of"] if ADAPTIVE in attacks else [])]
+        heads = ["defense", "mark", "worst", "clean", *_heads(attacks), *(["made of"] if ADAPTIVE in attacks else [])]
         heads += ["training", "forward"]
         lines += [f"**{title}**", "", _line(heads), _line(["---", "---", *["---:"] * (len(heads) - 2)])]
         for row in rows:
@@ -128,17 +135,18 @@ def to_rich(table: pd.DataFrame) -> Iterator[Table]:
 
     for title, attacks, rows in _groups(table) if len(table) else ():
         shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
-        shown.add_column("defense\nmark", overflow="fold")
-        heads = ["\n".join(_wrapped(attack, 9)) for attack in attacks]
-        for head in ("worst", "clean", *heads, "seconds\nforward\npasses"):
+        shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
+        heads = ["\n".join(_wrapped(head, 8)) for head in _heads(attacks)]
+        for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
             shown.add_column(head, justify="right", no_wrap=True)
         for row in rows:
             style = {"helps": "green", "fails": "red"}.get(row["mark"].partition(" ")[0], "")
-            cells = [percent(row["clean_accuracy"], row["clean_std"]), *_cells(row, attacks)]
+            worst, interval = _worst(row)
+            clean = percent(row["clean_accuracy"], row["clean_std"])
             shown.add_row(
-                Text(_stack([_defense(row)], 14)).append(_marked(row["mark"]), style=style),
-                Text("\n".join(_worst(row))),
-                *(Text(cell.replace(" ", "\n")) for cell in cells),
+                Text(_stack([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=style),
+                Text("\n".join([worst, interval.strip("[]").replace(", ", "-"), clean])),
+                *(Text(cell.replace(" ", "\n")) for cell in _cells(row, attacks)),
                 Text(f"{_training(row)}\n{_forward(row)[0]}\n{_passes(row)}"),
             )
         yield shown

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class InputGradient(TrainingDefense):
     summary: ClassVar[str] = "keeps the loss's gradient in the image small"
     source: ClassVar[str] = "Ross and Doshi-Velez 2018, arXiv:1711.09404"
     adaptive: ClassVar[str] = "square"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 1000}
 
     weight: float = 10.0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -26,6 +27,7 @@ class Median(InferenceDefense):
     summary: ClassVar[str] = "takes the median of each pixel's neighbours"
     source: ClassVar[str] = "Xu et al. 2018, arXiv:1704.01155"
     adaptive: ClassVar[str] = "square"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 1000}
 
     size: int = 3
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -22,14 +21,13 @@ class LabelSmoothing(TrainingDefense):
 
     As a defense (Warde-Farley and Goodfellow 2016) it fails: gradients fade where logits stop to differ, and attacks
     that look for the margin are not held up. share: in [0, 1).
-    adaptive: pgd on the margin, which does not fade where the cross-entropy does.
+    adaptive: apgd-t, whose loss of margins neither fades nor feels the scale of the logits.
     """
 
     name: ClassVar[str] = "label-smoothing"
     summary: ClassVar[str] = "learns labels with a little of every class"
     source: ClassVar[str] = "Szegedy et al. 2016, arXiv:1512.00567"
-    adaptive: ClassVar[str] = "pgd"
-    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100, "loss": "margin"}
+    adaptive: ClassVar[str] = "apgd-t"
 
     share: float = 0.1
 

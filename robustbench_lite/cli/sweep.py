@@ -50,8 +50,7 @@ def sweep(
 ) -> int:
     """Run every combination that a TOML file states, go on where it was stopped, and put all into one table.
 
-    What is on the leaderboard already is not run again. A combination that fails is passed by and told at the end, with
-    exit status 2.
+    What is on the leaderboard already is not run again. What fails is passed by and told at the end (exit status 2).
     """
     from ..prepare import DataRequest, pick_device
     from ..sweep import read_sweep, write_table

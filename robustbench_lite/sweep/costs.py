@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from ..network import exact_float32, frozen, placed, seed_torch
 
-ROUNDS = 11
-ROUND_SECONDS = 0.005  # at least, of each network in each round
+LEAST_CALLS, MOST_CALLS = 11, 1001  # of each network
+SECONDS = 0.5  # in which as many calls are made as there is time for
 MOST_SECONDS = 20.0
 
 
 def forward_costs(defended: nn.Module, bare: nn.Module, x: Tensor, *, device: str = "cpu") -> tuple[float, float]:
     """(ratio, passes): time of a forward pass over that of the undefended network, and network passes in it.
 
-    defended, bare: pixels to logits. x: (n, C, H, W), the images of one pass. Both are timed in turns, in rounds of at
-    least 5 ms each, so that what else the machine does meets both; the ratio is the median of the rounds'. passes:
-    images that went through networks as `bare` prints itself, `bare` or others, a pass of each image counted once.
+    defended, bare: pixels to logits. x: (n, C, H, W), the images of one pass. Both are called in turns, so that what
+    else the machine does meets both; the ratio is the median of those of calls side by side. passes: images that went
+    through networks that print themselves as `bare` does, over those that were asked about.
     The networks, and the global random state, are left as they were found.
     """
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
@@ -58,31 +58,24 @@ def counted(defended: nn.Module, bare: nn.Module, x: Tensor) -> float:
 
 
 def timed(one: Callable[[], object], other: Callable[[], object], *, ready: Callable[[], None]) -> float:
-    """The median over rounds of the time that `one` takes over that of `other`; ready: waits for what was asked."""
-    calls = [_calls(each, ready) for each in (one, other)]
-    ratios, began = [], time.perf_counter()
-    for number in range(ROUNDS):
-        took = [0.0, 0.0]
-        # In turns also within a round: which comes first would else meet the colder cache.
-        for place in (0, 1) if number % 2 else (1, 0):
-            took[place] = _seconds((one, other)[place], calls[place], ready) / calls[place]
-        ratios.append(took[0] / took[1])
+    """The time of a call of `one` over that of one of `other` beside it, the median of many; ready: waits for both."""
+    took: tuple[list[float], list[float]] = ([], [])
+    for each in (one, other):
+        _seconds(each, ready)  # warms up
+    began = time.perf_counter()
+    while len(took[0]) < LEAST_CALLS or (len(took[0]) < MOST_CALLS and time.perf_counter() - began < SECONDS):
+        # Also which of the two comes first is in turns.
+        for place in (0, 1) if len(took[0]) % 2 else (1, 0):
+            took[place].append(_seconds((one, other)[place], ready))
         if time.perf_counter() - began > MOST_SECONDS:
             break
-    return statistics.median(ratios)
+    return statistics.median(first / second for first, second in zip(*took, strict=True))
 
 
-def _calls(each: Callable[[], object], ready: Callable[[], None]) -> int:
-    """How many calls make a round, found after one that warms up."""
-    _seconds(each, 1, ready)
-    return max(1, round(ROUND_SECONDS / max(_seconds(each, 1, ready), 1e-6)))
-
-
-def _seconds(each: Callable[[], object], calls: int, ready: Callable[[], None]) -> float:
+def _seconds(each: Callable[[], object], ready: Callable[[], None]) -> float:
     ready()
     began = time.perf_counter()
-    for _ in range(calls):
-        each()
+    each()
     ready()
     return time.perf_counter() - began
 

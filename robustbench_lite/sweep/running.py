@@ -101,7 +101,7 @@ class Bench:
         """The cell's network, trained where it must be; the last one is kept."""
         if self._network is None or self._network[0] != cell.network:
             self._network = None
-            made = self._prepared(cell, cell.model, self.sweep.recipe_of(cell), cell.told_network, cell.defenses)
+            made = self.prepared(cell, cell.model, self.sweep.recipe_of(cell), cell.told_network, cell.defenses)
             self._network = cell.network, made
         return self._network[1]
 
@@ -112,12 +112,13 @@ class Bench:
             if key not in self._surrogates:
                 recipe = {**self.sweep.recipe, "seed": model.seed}
                 label = f"surrogate {model.name} on {cell.data.name}, seed {model.seed}"
-                self._surrogates[key] = self._prepared(cell, model, recipe, label)
+                self._surrogates[key] = self.prepared(cell, model, recipe, label)
         return [Surrogate.of(self._surrogates[cell.data, model]) for model in cell.attack.surrogates]
 
-    def _prepared(
+    def prepared(
         self, cell: Cell, model: ModelEntry, recipe: dict[str, Any], label: str, defenses: Sequence[Any] = ()
     ) -> LoadedModel:
+        """A network for the cell's data set, trained where it must be and may be."""
         request, data, _ = self.data(cell)
         with self.watch.training(label) as progress:
             return prepare_model(
@@ -237,7 +238,7 @@ def run_sweep(bench: Bench, cells: Sequence[Cell]) -> list[Done]:
 
     Raises Interrupted when the watch says stop, and UserError where the files that defenses name cannot be made.
     """
-    make_files(bench)
+    make_files(bench, cells)
     done: list[Done] = []
     lost: dict[Any, str] = {}  # networks that could not be had
     for cell in cells:
@@ -269,15 +270,16 @@ def _no_interrupt(error: RblError) -> None:
         raise error
 
 
-def make_files(bench: Bench) -> None:
-    """The files of weights that defenses name, each trained bare where it is not there."""
+def make_files(bench: Bench, cells: Sequence[Cell]) -> None:
+    """The files of weights that defenses of these cells name, each trained bare where it is not there."""
     from ..models.weights import save_weights
 
     for entry in bench.sweep.files:
-        if entry.file.exists():
+        named = (cell for cell in cells if any(f"{entry.file}" in pair for pair in cell.defense.pairs(cell.threat)))
+        cell = next(named, None)
+        if cell is None or entry.file.exists():
             continue
-        cell = bench.sweep.cells[0]
         recipe = {**bench.sweep.recipe, "seed": entry.seed}
-        made = bench._prepared(cell, ModelEntry(entry.model), recipe, f"{entry.file.name}")
+        made = bench.prepared(cell, ModelEntry(entry.model), recipe, entry.file.name)
         save_weights(made.module, entry.file, model=entry.model, recipe=made.recipe or {}, history=made.history)
         bench.watch.note(f"{entry.file}: {entry.model}, seed {entry.seed}")

@@ -136,7 +136,7 @@ def to_rich(table: pd.DataFrame) -> Iterator[Table]:
     for title, attacks, rows in _groups(table) if len(table) else ():
         shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
         shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
-        heads = ["\n".join(_wrapped(head, 8)) for head in _heads(attacks)]
+        heads = ["\n".join(_wrapped(head, 9)) for head in _heads(attacks)]
         for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
             shown.add_column(head, justify="right", no_wrap=True)
         for row in rows:

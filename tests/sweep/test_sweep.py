@@ -14,6 +14,7 @@ import pytest
 
 from robustbench_lite import plan_run
 from robustbench_lite.leaderboard import verify
+from robustbench_lite.models.weights import read_weights
 from robustbench_lite.sweep import running
 
 from ..cli.harness import Rbl
@@ -204,3 +205,20 @@ def test_a_transfer_is_from_a_network_of_its_own(rbl: Rbl, folder: Path, stated:
     said = json.loads(pq.read_schema(file).metadata[b"robustbench_lite"])
     (surrogate,) = said["attack"]["resolved"]["surrogates"]
     assert surrogate["name"] == "mlp" and surrogate["sha256"] != said["model"]["sha256"]
+
+
+def test_a_file_that_a_defense_names_is_trained_for_it_alone(
+    rbl: Rbl, folder: Path, stated: Callable[..., Path]
+) -> None:
+    named = '{ use = ["ensemble-adversarial-training"], options = { eps = "threat", models = "own/net.safetensors" } }'
+    path = stated('"label-smoothing"', named)
+    path.write_text(f'{path.read_text()}\n[[files]]\nfile = "own/net.safetensors"\nmodel = "mlp"\nseed = 7\n')
+    few = ("--leaderboard", "lb", "--only", "seed = 0", "--only", "attack = fgsm", "--json")
+    assert rbl("sweep", path, *few, "--only", "defense = none").json["ran"] == 1
+    assert not (folder / "own").exists()
+    dry = rbl("sweep", path, *few, "--dry-run").json
+    assert [row["trained"] for row in dry["networks"]] == [True, True, False]
+    assert rbl("sweep", path, *few).json["ran"] == 2
+    assert read_weights(folder / "own" / "net.safetensors")[1]["recipe"]["seed"] == 7
+    again = rbl("sweep", path, *few).json
+    assert (again["ran"], again["there"]) == (0, 3)

@@ -58,15 +58,12 @@ class DefenseEntry:
 
     def pairs(self, threat: Threat) -> list[str]:
         """The options as KEY=VALUE; one that says "threat" has the eps or the norm of the threat."""
-        return [f"{key}={self._value(key, value, threat)}" for key, value in self.options.items()]
+        return [f"{key}={_own(key, threat) if value == OF_THREAT else value}" for key, value in self.options.items()]
 
-    def _value(self, key: str, value: Any, threat: Threat) -> Any:
-        if value != OF_THREAT:
-            return value
-        name = key.rpartition(".")[2]
-        if name not in ("eps", "norm"):
-            raise UserError(f'{key}: only eps and norm can be "{OF_THREAT}", got it for {name}')
-        return threat.eps if name == "eps" else threat.norm
+
+def _own(key: str, threat: Threat) -> Any:
+    """The threat's eps or norm for the option of that name; for another what was written, which it then refuses."""
+    return {"eps": threat.eps, "norm": threat.norm}.get(key.rpartition(".")[2], OF_THREAT)
 
 
 @dataclass(frozen=True)

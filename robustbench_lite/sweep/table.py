@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -98,7 +99,8 @@ def _whole(group: pd.DataFrame) -> dict[str, Any]:
 
     standing = {seed: pd.DataFrame(list(part["standing"])).all(axis=0).mean() for seed, part in group.groupby("seed")}
     n, worst = int(group["n"].iloc[0]), float(pd.Series(standing).mean())
-    low, high = wilson(round(worst * n), n)
+    # A mean over seeds may lie between two counts: the wider interval holds both.
+    low, high = wilson(math.floor(worst * n + 1e-9), n)[0], wilson(math.ceil(worst * n - 1e-9), n)[1]
     clean = group.groupby("seed")["clean_accuracy"].mean()
     plain = group[~group["adaptive"] & ~group["portfolio"]].groupby("label")["robust_accuracy"].mean()
     near = group.groupby("label").filter(lambda part: part["robust_accuracy"].mean() <= worst + MARGIN)

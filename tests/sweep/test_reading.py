@@ -33,7 +33,7 @@ OLD = 'datasets = ["digits"]'
         ('["mlp"]', '[{ name = "mlp", weight = "x.pt" }]', ["unknown key 'models[1].weight'", "did you mean weights?"]),
         ('["linf 0.1"]', '["l7 0.1"]', ["threats[1]", "l7"]),
         ('["linf 0.1"]', '[{ norm = "linf", eps = "much" }]', ["threats[1]", "eps", "much"]),
-        ('["linf 0.1"]', '["l1 3"]', ["attacks[3], adaptive of label-smoothing", "l1"]),
+        ('"label-smoothing"]', '"mixup"]\nthreats = ["l1 3"]', ["attacks[3], adaptive of mixup", "auto", "l1"]),
         ('"fgsm"', '"fsgm"', ["attacks[1]", "did you mean fgsm?"]),
         ("{ steps = 3 }", "{ step = 3 }", ["attacks[2]", "step", "did you mean"]),
         ('"fgsm"', '"transfer:pgd"', ["attacks[1]", "surrogate"]),
@@ -43,7 +43,7 @@ OLD = 'datasets = ["digits"]'
         ('["bit-depth"]', '["bit-deph"]', ["defenses[2].use", "did you mean bit-depth?"]),
         ("bits = 3", "bit = 3", ["defenses[2].options", "unknown option 'bit'", "did you mean bits?"]),
         ("bits = 3", "bits = 40", ["defenses[2].options", "bits must be in 1..16, got 40"]),
-        ("bits = 3", 'bits = "threat"', ["defenses[2].options", "only eps and norm"]),
+        ("bits = 3", 'bits = "threat"', ["defenses[2].options", "bits must be a whole number, got 'threat'"]),
         ("epochs = 1", "epoch = 1", ["recipe", "epoch", "did you mean epochs?"]),
         ("epochs = 1", "seed = 1", ["recipe.seed is what seeds are for"]),
     ],
@@ -51,13 +51,9 @@ OLD = 'datasets = ["digits"]'
 def test_what_is_wrong_is_told_in_one_line(
     old: str, new: str, words: list[str], stated: Callable[..., Path], rbl: Rbl, folder: Path
 ) -> None:
-    if old == '["linf 0.1"]' and "l1" in new:
-        # An attack that lacks the norm, the default of defenses that state none.
-        path = stated(old, new)
-        path.write_text(path.read_text().replace('"label-smoothing"', '"mixup"'))
-        words = ["attacks[3], adaptive of mixup", "norm of attack auto", "l1"]
-    else:
-        path = stated(old, new)
+    path = stated(old, new)
+    if "threats" in new:
+        path.write_text(path.read_text().replace('threats = ["linf 0.1"]\n', "", 1))
     error = rbl("sweep", path, "--leaderboard", "lb").error
     assert error.startswith("changed.toml: "), error
     assert [word for word in words if word not in error] == [], error
@@ -85,7 +81,7 @@ def test_every_combination_once_and_bare_networks_face_no_adaptive_attack(stated
         (defense, attack, seed)
         for defense, attacks in (
             ("bit-depth", ("fgsm", "pgd", "pgd")),
-            ("label-smoothing", ("fgsm", "pgd", "pgd")),
+            ("label-smoothing", ("apgd-t", "fgsm", "pgd")),
             ("none", ("fgsm", "pgd")),
         )
         for attack in attacks

@@ -110,7 +110,7 @@ def _the_table_is_that_of_pandas(board: Path) -> None:
         assert row["passes"] == 1
     attacks = {(row["defense"], row["attack"], row["made_of"]) for row in table.to_dict("records")}
     assert ("bit-depth", "adaptive", "pgd steps=100") in attacks
-    assert ("label-smoothing", "adaptive", "pgd steps=100 loss=margin") in attacks
+    assert ("label-smoothing", "adaptive", "apgd-t") in attacks
     assert {attack for defense, attack, _ in attacks if defense == "none"} == {"fgsm", "pgd steps=3"}
     assert all(not mark for mark in table.loc[table["defense"] == "none", "mark"])
     assert all(

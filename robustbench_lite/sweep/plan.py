@@ -257,5 +257,5 @@ class Naming:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Put the place in front."""
         if isinstance(error, UserError) and not str(error).startswith(self.place.partition(":")[0] + ":"):
-            said = re.sub(r"^--[a-z-]+: ?", "", str(error))
+            said = re.sub(r"^--[a-z-]+:? ", "", str(error))
             error.args = (f"{self.place}: {said}",)

@@ -69,6 +69,20 @@ class Done:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class KeptRequest(DataRequest):
+    """A data set that is loaded once, however many networks ask for it."""
+
+    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
+
+    def load(self, split: str | None = None) -> Dataset:
+        """As DataRequest.load."""
+        key = self.dataset, self.image_size, split or self.split
+        if key not in self.kept:
+            self.kept[key] = super().load(split)
+        return self.kept[key]
+
+
 @dataclass
 class Bench:
     """What the cells of a sweep share: the board, the machine, and what has been loaded."""
@@ -91,7 +105,8 @@ class Bench:
         """The cell's data set, and which of its images."""
         entry = cell.data
         if entry not in self._data:
-            request = dataclasses.replace(self.request, dataset=entry.name, image_size=entry.image_size)
+            said = {**vars(self.request), "dataset": entry.name, "image_size": entry.image_size}
+            request = KeptRequest(**said)
             data = request.load()
             count = len(data) if entry.samples is None else entry.samples
             self._data[entry] = request, data, balanced_subset(data.labels, count)

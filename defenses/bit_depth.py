@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,11 +18,14 @@ class BitDepth(InferenceDefense):
 
     Its gradient is zero almost everywhere, so attacks go through the identity (BPDA), under which
     it was found to help little (He et al. 2017, arXiv:1706.04701).
+    adaptive: pgd through the identity, with steps enough to cross levels (He et al. 2017).
     """
 
     name: ClassVar[str] = "bit-depth"
     summary: ClassVar[str] = "rounds pixels to 2**bits levels"
     source: ClassVar[str] = "Xu et al. 2018, arXiv:1704.01155"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     differentiable: ClassVar[bool] = False
 
     bits: int = 4

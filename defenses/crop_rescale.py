@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,11 +21,14 @@ class CropRescale(InferenceDefense):
     share: of each side, in (0, 1]. Randomised: attacks average over places (EOT), under which it holds nothing off
     (Athalye et al. 2018, section 5.3), and predictions are taken over many. Departure: the paper's windows have 90 of
     224 pixels, for a network that takes that size; enlarged, so small a window leaves most objects out.
+    adaptive: pgd averaged over places (Athalye et al. 2018, section 5.3).
     """
 
     name: ClassVar[str] = "crop-rescale"
     summary: ClassVar[str] = "enlarges a window at a random place"
     source: ClassVar[str] = "Guo et al. 2018, arXiv:1711.00117"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     randomized: ClassVar[bool] = True
 
     share: float = 0.9

@@ -26,11 +26,13 @@ class Distillation(TrainingDefense):
     as the plain network: attacks on logits and margins (`cw`, `pgd` here) do not notice.
     temperature: T, >= 1; the paper's 100. Other defenses' losses are in both trainings. Departure: the student begins
     at the same weights as the teacher.
+    adaptive: apgd-t, whose loss does not feel the scale of the logits (after Carlini and Wagner 2017).
     """
 
     name: ClassVar[str] = "distillation"
     summary: ClassVar[str] = "learns a teacher's softened answers at a high temperature"
     source: ClassVar[str] = "Papernot et al. 2016, arXiv:1511.04508"
+    adaptive: ClassVar[str] = "apgd-t"
 
     temperature: float = 100.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,11 +19,14 @@ class DropoutAtTest(InferenceDefense):
 
     share: in [0, 1). Randomised: attacks average over it, and predictions are taken over many draws. It is told apart
     from `dropout`, which does so while learning and not at test time.
+    adaptive: pgd averaged over what is left out (compare Athalye et al. 2018, arXiv:1802.00420).
     """
 
     name: ClassVar[str] = "dropout-at-test"
     summary: ClassVar[str] = "leaves out inputs of linear layers at every call"
     source: ClassVar[str] = "compare Feinman et al. 2017, arXiv:1703.00410"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     randomized: ClassVar[bool] = True
 
     share: float = 0.2

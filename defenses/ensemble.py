@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,14 @@ class Ensemble(InferenceDefense):
     rejected. Attacked whole it holds
     little off: Goodfellow et al. 2014, section 10, found 91.1 % error on an ensemble of twelve attacked as one, and
     He et al. 2017 the same of ensembles of weak defenses. The gradient of a vote is that of the mean.
+    adaptive: pgd on all members at once (He et al. 2017).
     """
 
     name: ClassVar[str] = "ensemble"
     summary: ClassVar[str] = "asks several networks: their mean, or a vote that rejects what is disputed"
     source: ClassVar[str] = "Goodfellow et al. 2014, arXiv:1412.6572; He et al. 2017, arXiv:1706.04701"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     differentiable: ClassVar[bool] = False
 
     models: str = ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,14 @@ class EnsembleAdversarialTraining(TrainingDefense):
     The network of a batch is drawn at random: one of `models`, which stay as they are, or the one that is trained.
     models: files of weights that `rbl train` wrote, with commas between. attack, attack_options: fgsm in the paper.
     norm, eps: the threat. It helps against transfer and not against the attack itself (table 4 of the paper).
+    adaptive: pgd on the network itself, against which the paper claims little.
     """
 
     name: ClassVar[str] = "ensemble-adversarial-training"
     summary: ClassVar[str] = "trains on images that fool other networks"
     source: ClassVar[str] = "Tramer et al. 2018, arXiv:1705.07204"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
 
     models: str = ""
     attack: str = "fgsm"

@@ -33,11 +33,14 @@ class FastAT(TrainingDefense):
     steps: the history has `single_step_accuracy` and `multi_step_accuracy` (PGD of 10 steps, 64 images), and where
     the second falls 30 points behind the first it is said once.
     Departure: images are made by the network in evaluation mode, the authors' code has it in training mode.
+    adaptive: pgd of 50 steps from 10 starts, the paper's own, which shows catastrophic overfitting.
     """
 
     name: ClassVar[str] = "fast-at"
     summary: ClassVar[str] = "adversarial training with one step from a random start"
     source: ClassVar[str] = "Wong et al. 2020, arXiv:2001.03994"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 50, "restarts": 10}
     recipe: ClassVar[Mapping[str, Any]] = {
         "optimizer": "adam",
         "lr": 5e-3,

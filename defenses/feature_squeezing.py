@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,14 @@ class FeatureSqueezing(InferenceDefense):
     bits, size: of the squeezers, as of `bit-depth` and `median`. A rejected image is not fooled. Attacks see the score
     as the logit of rejection and look for an image that is wrong and unsuspicious, through the rounding as through the
     identity; so the defense fell (He et al. 2017, arXiv:1706.04701).
+    adaptive: pgd on margin and score together (He et al. 2017).
     """
 
     name: ClassVar[str] = "feature-squeezing"
     summary: ClassVar[str] = "rejects images whose prediction changes when they are squeezed"
     source: ClassVar[str] = "Xu et al. 2018, arXiv:1704.01155"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 200, "loss": "margin"}
     differentiable: ClassVar[bool] = False
 
     bits: int = 4

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,14 @@ class FreeAT(TrainingDefense):
 
     eps: of linf. replays: passes over a batch, >= 1, by which the epochs are divided; the paper's 8. The perturbation
     moves by eps along the gradient's sign, is cut to the ball, and goes on to the next batch (algorithm 1).
+    adaptive: pgd from 10 starts, as the paper evaluates.
     """
 
     name: ClassVar[str] = "free-at"
     summary: ClassVar[str] = "adversarial training at no cost: one gradient for images and weights"
     source: ClassVar[str] = "Shafahi et al. 2019, arXiv:1904.12843"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 50, "restarts": 10}
 
     eps: float = 8 / 255
     replays: int = 8

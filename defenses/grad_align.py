@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,14 @@ class GradAlign(TrainingDefense):
 
     The loss on FGSM's images plus weight times 1 - cos(grad at x, grad at x + u), u uniform in the ball (equation 4).
     eps: of linf. weight: lambda, >= 0; the paper's for CIFAR-10 at 8/255 is 0.2.
+    adaptive: pgd of 50 steps from 10 starts, the paper's own.
     """
 
     name: ClassVar[str] = "grad-align"
     summary: ClassVar[str] = "one-step adversarial training with aligned input gradients"
     source: ClassVar[str] = "Andriushchenko and Flammarion 2020, arXiv:2007.02617"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 50, "restarts": 10}
 
     eps: float = 8 / 255
     weight: float = 0.2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,11 +19,14 @@ class Jpeg(InferenceDefense):
 
     Rounding leaves no gradient, so attacks go through the identity (BPDA), under which it holds nothing off (Athalye
     et al. 2018, arXiv:1802.00420, section 5.3). quality: 1..100; 75 is Guo's.
+    adaptive: pgd through the identity (Athalye et al. 2018, section 5.3).
     """
 
     name: ClassVar[str] = "jpeg"
     summary: ClassVar[str] = "packs and unpacks images as JPEG"
     source: ClassVar[str] = "Guo et al. 2018, arXiv:1711.00117"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     differentiable: ClassVar[bool] = False
 
     quality: int = 75

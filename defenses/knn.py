@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,14 @@ class KNN(InferenceDefense):
     Papernot and McDaniel 2018 (arXiv:1803.04765) vote over every layer and calibrate the vote; here it is the last
     layer of features alone. A vote has no gradient, so attacks follow a soft one, in which each image of a class counts
     by exp(cosine / temperature), as Sitawarin and Wagner 2019 (arXiv:1903.08333), who so defeat it.
+    adaptive: pgd on the soft vote (Sitawarin and Wagner 2019).
     """
 
     name: ClassVar[str] = "knn"
     summary: ClassVar[str] = "the vote of the nearest training images, by penultimate features"
     source: ClassVar[str] = "Papernot and McDaniel 2018, arXiv:1803.04765"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     differentiable: ClassVar[bool] = False
 
     k: int = 10

@@ -21,11 +21,13 @@ class LabelSmoothing(TrainingDefense):
 
     As a defense (Warde-Farley and Goodfellow 2016) it fails: gradients fade where logits stop to differ, and attacks
     that look for the margin are not held up. share: in [0, 1).
+    adaptive: apgd-t, whose loss of margins neither fades nor feels the scale of the logits.
     """
 
     name: ClassVar[str] = "label-smoothing"
     summary: ClassVar[str] = "learns labels with a little of every class"
     source: ClassVar[str] = "Szegedy et al. 2016, arXiv:1512.00567"
+    adaptive: ClassVar[str] = "apgd-t"
 
     share: float = 0.1
 

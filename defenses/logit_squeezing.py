@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,11 +23,14 @@ class LogitSqueezing(TrainingDefense):
     sigma: of the Gaussian noise, in pixels, >= 0; the paper's 0.5, for MNIST. weight: >= 0; the paper's 0.05. It
     flattens what gradients see rather than where classes meet (Engstrom et al. 2018, arXiv:1807.10272; Mosbach et al.
     2018, arXiv:1810.12042): attacks with enough steps and restarts go through.
+    adaptive: pgd with many steps and restarts (Engstrom et al. 2018; Mosbach et al. 2018).
     """
 
     name: ClassVar[str] = "logit-squeezing"
     summary: ClassVar[str] = "learns from noise with small logits"
     source: ClassVar[str] = "Kannan et al. 2018, arXiv:1803.06373"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 200, "restarts": 5}
 
     sigma: float = 0.5
     weight: float = 0.05

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,11 +20,14 @@ class Median(InferenceDefense):
     size: the square's side in pixels, 1..9, at most the image's; of an even number of pixels the lower middle one
     counts, of an even side the pixel is the square's lower right of four. Edges are mirrored. Differentiable:
     the gradient is that of the pixel chosen.
+    adaptive: square, as each gradient is that of the pixel chosen and of no other.
     """
 
     name: ClassVar[str] = "median"
     summary: ClassVar[str] = "takes the median of each pixel's neighbours"
     source: ClassVar[str] = "Xu et al. 2018, arXiv:1704.01155"
+    adaptive: ClassVar[str] = "square"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 1000}
 
     size: int = 3
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,14 @@ class NFGSM(TrainingDefense):
 
     eps: of linf; noise: k of the paper, >= 0. What leaves the ball stays there: that is what keeps one step from
     overfitting (section 4). The images are cut to [0, 1].
+    adaptive: pgd of 50 steps from 10 starts, the paper's own.
     """
 
     name: ClassVar[str] = "n-fgsm"
     summary: ClassVar[str] = "one step from noise larger than eps, not cut to the ball"
     source: ClassVar[str] = "de Jorge et al. 2022, arXiv:2202.01181"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 50, "restarts": 10}
 
     eps: float = 8 / 255
     noise: float = 2.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,11 +18,14 @@ class RandomNoise(InferenceDefense):
     """Adds Gaussian noise to every image at every call (compare Liu et al. 2018, arXiv:1712.00673).
 
     Randomised, so attacks average over it (EOT) and predictions are taken over many draws.
+    adaptive: pgd averaged over the noise (Athalye et al. 2018, arXiv:1802.00420).
     """
 
     name: ClassVar[str] = "random-noise"
     summary: ClassVar[str] = "adds Gaussian noise to the image at every call"
     source: ClassVar[str] = "compare Liu et al. 2018, arXiv:1712.00673"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     randomized: ClassVar[bool] = True
 
     sigma: float = 0.1

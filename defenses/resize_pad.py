@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,11 +22,14 @@ class ResizePad(InferenceDefense):
     share: the smallest side as a share of the image's, in (0, 1]; each side up to the whole is as likely. Randomised:
     attacks average over it (EOT), under which it holds nothing off (Athalye et al. 2018, arXiv:1802.00420, section
     5.5). Departure: the paper enlarges 299 pixels to at most 331, for a network that takes any size; 299 / 331 is 0.9.
+    adaptive: pgd averaged over sizes and places (Athalye et al. 2018, section 5.5).
     """
 
     name: ClassVar[str] = "resize-pad"
     summary: ClassVar[str] = "resizes at random and pads with black at random"
     source: ClassVar[str] = "Xie et al. 2018, arXiv:1711.01991"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     randomized: ClassVar[bool] = True
 
     share: float = 0.9

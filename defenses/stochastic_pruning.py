@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +25,14 @@ class StochasticPruning(InferenceDefense):
     no gradient: attacks follow that of what is kept, averaged (EOT), under which it holds nothing off (Athalye et al.
     2018, section 5.4). Departure: each activation is kept or not by a draw of its own with that chance,
     1 - (1 - p)^draws.
+    adaptive: pgd averaged over what is kept (Athalye et al. 2018, section 5.4).
     """
 
     name: ClassVar[str] = "stochastic-pruning"
     summary: ClassVar[str] = "leaves out small activations at random"
     source: ClassVar[str] = "Dhillon et al. 2018, arXiv:1803.01442"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     randomized: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -19,11 +20,14 @@ class Temperature(InferenceDefense):
     entropy sees no gradient, though no prediction has changed. Above 1 it undoes that: divided by the temperature that
     a network was distilled at, its logits give the old attacks their gradients back (Carlini and Wagner 2017,
     arXiv:1608.04644, section VIII). No attack here is moved by either: their losses do not saturate.
+    adaptive: any attack on logits that does not saturate (Carlini and Wagner 2017).
     """
 
     name: ClassVar[str] = "temperature"
     summary: ClassVar[str] = "divides the logits, which hides or restores gradients and changes no prediction"
     source: ClassVar[str] = "Guo et al. 2017, arXiv:1706.04599; Carlini and Wagner 2017, arXiv:1608.04644"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100, "loss": "margin"}
 
     temperature: float = 0.01
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,11 +21,14 @@ class Thermometer(InferenceDefense):
     `levels` times as many channels. Its gradient is zero, so attacks follow a ramp around each threshold in place of
     the step; under it nothing was left of the defense (Athalye et al. 2018, section 5.1). Departure: no threshold at
     0, whose channel would be 1 for nearly every pixel.
+    adaptive: pgd through ramps in place of steps (Athalye et al. 2018, section 5.1).
     """
 
     name: ClassVar[str] = "thermometer"
     summary: ClassVar[str] = "turns each pixel into a row of zeros and ones"
     source: ClassVar[str] = "Buckman et al. 2018, ICLR; broken by Athalye et al. 2018, arXiv:1802.00420"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 100}
     differentiable: ClassVar[bool] = False
     trained_behind: ClassVar[bool] = True
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +26,14 @@ class TotalVariation(InferenceDefense):
     drop: probability that a pixel is left out, in [0, 1), in all its channels. weight: lambda, >= 0. steps: of the
     method. Randomised, and attacks go through the identity (BPDA with EOT), under which it holds nothing off (Athalye
     et al. 2018, section 5.3). Departure: the paper minimises by split Bregman with the squared TV's weight 0.03.
+    adaptive: pgd through the identity, averaged over what is dropped (Athalye et al. 2018, section 5.3).
     """
 
     name: ClassVar[str] = "total-variation"
     summary: ClassVar[str] = "drops pixels and fills in the smoothest image"
     source: ClassVar[str] = "Guo et al. 2018, arXiv:1711.00117"
+    adaptive: ClassVar[str] = "pgd"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {"steps": 40}
     randomized: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
 

@@ -25,12 +25,16 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class Defense:
     """Base of every defense: a frozen dataclass whose fields are its options.
 
-    Class attributes: name, summary, source (paper).
+    Class attributes: name, summary, source (paper). adaptive, adaptive_options: the attack, with its options, that is
+    made for this defense or known to break it, which `rbl sweep` runs where an attack is named `adaptive`; the
+    strongest general one where none is known.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     source: ClassVar[str]
+    adaptive: ClassVar[str] = "auto"
+    adaptive_options: ClassVar[Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ def draw_history(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))
 
 
+def training_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """What all epochs took together; None where a training left no history."""
+    return round(sum(float(row["seconds"]) for row in rows), 3) if rows else None
+
+
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 

@@ -19,6 +19,7 @@ from .defense import Defense, InferenceDefense, wrap_all
 from .environment import environment_record
 from .errors import UserError, unknown_name
 from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
+from .history import training_seconds
 from .models.identity import layout_sha256
 from .network import PRECISIONS, usable_device
 from .options import option_types, parse_number
@@ -301,6 +302,7 @@ def specification_of(
     from . import __version__
     from .records.specification import (
         AttackRecord,
+        CostsRecord,
         DatasetRecord,
         ModelRecord,
         Specification,
@@ -358,6 +360,7 @@ def specification_of(
         environment=environment_record(),
         times=TimesRecord(started=started.isoformat(timespec="seconds").replace("+00:00", "Z"), seconds=0.0),
         calls=checked,
+        costs=CostsRecord(training_seconds=training_seconds(plan.model.history)),
     )
 
 
@@ -382,6 +385,7 @@ def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> 
         kind="inference" if at_inference else "training",
         rejects=at_inference and defense.rejects,  # type: ignore[attr-defined]
         fit=learn_from.record if learns and learn_from is not None else None,
+        adaptive={"attack": defense.adaptive, "options": dict(defense.adaptive_options)},
     )
 
 

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from .threat import Threat
 
 
+class Untrained(UserError):
+    """A network is not in the cache, and was not to be trained."""
+
+
 @dataclass(frozen=True)
 class DataRequest:
     """Which data set, as `load_dataset` takes it."""
@@ -102,6 +106,7 @@ def prepare_model(
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     unlabeled: str | None = None,
+    may_train: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -110,6 +115,7 @@ def prepare_model(
 
     recipe: parts of the `Recipe` by name, as text or values; what is left open the defenses state.
     unlabeled: a data set whose training images join without their labels.
+    may_train: where not, Untrained is raised for a network that would have to be trained.
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
@@ -145,6 +151,8 @@ def prepare_model(
 
     def train(module: torch.nn.Module, *, checkpoint: Path, history: History) -> torch.nn.Module:
         assert train_set is not None
+        if not may_train:
+            raise Untrained(f"{spec} on {data.name} is not trained yet")
         if note and main_process():
             names = [d.name for d in (*fitting, *behind)]
             with_ = f" with {' + '.join(names)}" if names else ""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from robustbench_lite.cli.listing import attack_table_markdown, defense_table_markdown
 from robustbench_lite.cli.main import main as rbl
 from robustbench_lite.errors import RblError
-from robustbench_lite.leaderboard import derive, select, to_markdown
+from robustbench_lite.leaderboard import build, derive, select, to_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "leaderboards"
 README = ROOT / "README.md"
+# The board of defenses: what is run is stated in NAME.toml, and what came out is in NAME.md.
+OF_DEFENSES = BOARD / "defenses"
+SWEEPS = ("digits", "mnist")
 
 MODELS = ("resnet18", "small-cnn", "mlp")
 ATTACKS = ("noise", "fgsm", "pgd")
@@ -72,10 +78,37 @@ def make() -> int:
         for arguments in runs(own):
             print("rbl evaluate", " ".join(arguments), flush=True)
             status = status or rbl(["evaluate", *arguments, "--leaderboard", str(BOARD)])
+    status = status or defenses()
     if status:
         return status
     README.write_text(filled(README.read_text("utf-8")), "utf-8")
     return rbl(["leaderboard", "show", "--leaderboard", str(BOARD)])
+
+
+def defenses() -> int:
+    """Run what of the board of defenses is not there, and drop runs that its sweeps no longer name.
+
+    MNIST is looked for in RBL_DATA, and downloaded where that is not set.
+    """
+    os.chdir(ROOT)  # the sweeps name files from here
+    folder = os.environ.get("RBL_DATA")
+    for name in SWEEPS:
+        file = OF_DEFENSES / f"{name}.toml"
+        data = () if name == "digits" else ("--data-dir", folder) if folder else ("--download",)
+        print("rbl sweep", file.relative_to(ROOT), flush=True)
+        if status := rbl(["sweep", str(file), "--leaderboard", str(OF_DEFENSES), *data]):
+            return status
+    named = {run for name in SWEEPS for ids in _run_ids(OF_DEFENSES / f"{name}.parquet") for run in ids}
+    for file in (OF_DEFENSES / "runs").glob("*.parquet"):
+        if file.stem not in named:
+            file.unlink()
+    build(OF_DEFENSES)
+    return 0
+
+
+def _run_ids(table: Path) -> list[list[str]]:
+    ids: list[list[str]] = pq.read_table(table, columns=["run_ids"])["run_ids"].to_pylist() if table.exists() else []
+    return ids
 
 
 def tables() -> int:

@@ -33,7 +33,8 @@ def fresh_environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     own = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     # Folders named in a .pth file are not searched for .pth files of their own: the editable install stays out.
-    paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    beside = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *beside])
     (Path(own) / "dependencies.pth").write_text("".join(f"{p}\n" for p in paths))
     return python
 

@@ -103,10 +103,16 @@ def _defense(thing: Any) -> dict[str, Any]:
     from ..defense import InferenceDefense, TrainingDefense
 
     if isinstance(thing, type) and issubclass(thing, InferenceDefense):
-        return {"stage": "inference", "randomised": thing.randomized, "differentiable": thing.differentiable}
+        stated = {"randomised": thing.randomized, "differentiable": thing.differentiable}
+        return {"stage": "inference", **stated, "adaptive": _adaptive(thing)}
     if isinstance(thing, type) and issubclass(thing, TrainingDefense):
-        return {"stage": "training", "randomised": None, "differentiable": None}
+        return {"stage": "training", "randomised": None, "differentiable": None, "adaptive": _adaptive(thing)}
     raise TypeError("it is no subclass of robustbench_lite.InferenceDefense or robustbench_lite.TrainingDefense")
+
+
+def _adaptive(thing: Any) -> str:
+    """The attack made for a defense, as a person writes it: `pgd steps=200`."""
+    return " ".join([thing.adaptive, *(f"{name}={value}" for name, value in thing.adaptive_options.items())])
 
 
 def _one_line(error: BaseException) -> str:

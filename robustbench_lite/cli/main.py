@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PluginError, RblError
-from . import curve, doctor, evaluate, leaderboard, plugins, train, transfer, verify
+from . import curve, doctor, evaluate, leaderboard, plugins, sweep, train, transfer, verify
 from .speed import prepare_process
 from .wording import as_typed, place_of, usage
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     epilog="[bold]Example[/]  rbl evaluate --model resnet18 --attack pgd",
 )
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=train.EPILOG)(train.train)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command(epilog=verify.EPILOG)(verify.verify)

@@ -8,6 +8,7 @@ from .schema import SCHEMA, SCHEMA_VERSION
 from .shards import assemble
 from .specification import (
     AttackRecord,
+    CostsRecord,
     DatasetRecord,
     DefenseRecord,
     EnvironmentRecord,
@@ -25,6 +26,7 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "AttackRecord",
+    "CostsRecord",
     "DatasetRecord",
     "DefenseRecord",
     "EnvironmentRecord",

@@ -42,7 +42,8 @@ class ModelRecord:
 class DefenseRecord:
     """A defense and what it states of itself; `spec` is what the user typed.
 
-    `options` are those that differ from the defaults, `resolved` are all. `fit`: what it learned from.
+    `options` are those that differ from the defaults, `resolved` are all. `adaptive`: the attack that it states to be
+    made for it, `{"attack": NAME, "options": {...}}`; null where it states none. `fit`: what it learned from.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DefenseRecord:
     kind: str
     rejects: bool = False
     fit: dict[str, Any] | None = None
+    adaptive: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,20 @@ class TimesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostsRecord:
+    """What the network and its defenses cost; null where it is not known or was not measured.
+
+    `training_seconds`: of the training, by its history. `forward_ratio`: time of a forward pass over that of the
+    undefended network, both measured side by side (`sweep.costs`). `passes`: forward passes of the network that one
+    prediction takes, all draws counted.
+    """
+
+    training_seconds: float | None = None
+    forward_ratio: float | None = None
+    passes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExamplesRecord:
     """The saved images of the run."""
 
@@ -158,6 +174,7 @@ class Specification:
     calls: dict[str, int]
     rows_sha256: str = ""
     examples: ExamplesRecord | None = None
+    costs: CostsRecord | None = None
 
     def to_json(self) -> str:
         """Strict JSON in the order of the fields. Raises TypeError for what JSON cannot say, NaN included."""
@@ -207,7 +224,7 @@ class Specification:
         """What makes two runs the same run: all that decides the verdicts, by content and not by place.
 
         Left out are the circumstances: package version, where weights and plug-ins came from, options as
-        passed (`resolved` is kept), device, batch size, shard, times, environment, and what came out.
+        passed (`resolved` is kept), device, batch size, shard, times, costs, environment, and what came out.
         Sources of attack and defenses are kept by hash, so a changed plug-in makes another run.
         """
         plain = _plain(self, "specification")
@@ -298,7 +315,7 @@ def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
 def _deciding(defense: dict[str, Any]) -> dict[str, Any]:
     """What of a defense's record decides verdicts; what older records do not know is left out where it is nothing."""
     nothing = [name for name in ("rejects", "fit") if not defense[name]]
-    return _without(defense, "spec", "options", *nothing)
+    return _without(defense, "spec", "options", "adaptive", *nothing)
 
 
 def _canonical(value: Any) -> Any:
@@ -328,17 +345,23 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _complete(raw: dict[str, Any]) -> None:
-    """What version 1 (minimal attacks, limit of queries), 2 (an attack's own limits) and 3 (rejection) did not know."""
+    """What a version did not know yet.
+
+    Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense,
+    defenses that reject or learn.
+    """
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
     for defense in raw["defenses"] if isinstance(raw.get("defenses"), list) else ():
         if isinstance(defense, dict):
             defense.setdefault("rejects", False)
             defense.setdefault("fit", None)
+            defense.setdefault("adaptive", None)
     if raw["schema_version"] < 3 and isinstance(raw.get("attack"), dict):
         if raw["schema_version"] == 1:
             raw["attack"].setdefault("minimal", False)
         raw["attack"].setdefault("own_limits", False)
+    raw.setdefault("costs", None)
 
 
 def _no_constant(name: str) -> float:

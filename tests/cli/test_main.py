@@ -13,6 +13,7 @@ import pytest
 from robustbench_lite.cli import main as cli
 from robustbench_lite.cli.evaluate import evaluate
 from robustbench_lite.cli.main import main
+from robustbench_lite.cli.sweep import sweep
 from robustbench_lite.cli.train import train
 from robustbench_lite.cli.transfer import transfer
 from robustbench_lite.cli.wording import as_typed, usage
@@ -20,7 +21,7 @@ from robustbench_lite.cli.wording import as_typed, usage
 from .harness import PROGRAM, Rbl, environment
 
 COMMANDS = (
-    *("", "evaluate", "transfer", "curve", "train", "verify", "plugins", "doctor"),
+    *("", "evaluate", "sweep", "transfer", "curve", "train", "verify", "plugins", "doctor"),
     *("leaderboard", "leaderboard show", "leaderboard build", "leaderboard merge", "leaderboard verify"),
     *("attacks", "attacks new", "attacks check", "defenses", "defenses new", "defenses check"),
 )
@@ -40,7 +41,7 @@ OWN_WORDS = {"attack", "batch_size", "figure", "out", "seed"}
 
 def test_an_option_of_several_commands_is_declared_once() -> None:
     declared: dict[str, set[int]] = {}
-    for command in (evaluate, transfer, train):
+    for command in (evaluate, sweep, transfer, train):
         for name, hint in get_type_hints(command, include_extras=True).items():
             if name not in OWN_WORDS | {"return"}:
                 declared.setdefault(name, set()).add(id(hint.__metadata__[0]))

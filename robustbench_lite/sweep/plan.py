@@ -1,0 +1,261 @@
+"""What a sweep is made of, and its cells in the order in which they run; all that can be wrong is told here."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..perturbation import make_attack
+from ..prepare import make_defenses
+from ..recipe import recipe_for
+from ..records.specification import eps_text, threat_text
+from ..registry import find
+from ..surrogate import Surrogate
+from ..threat import Threat
+
+if TYPE_CHECKING:
+    from ..attack import Attack
+    from ..defense import Defense
+
+ADAPTIVE = "adaptive"
+# An option of a defense with this value is given the threat's own eps or norm.
+OF_THREAT = "threat"
+# Of a surrogate's training, where none is stated: independent of the networks under test.
+SURROGATE_SEED = 1000
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """A data set by name; samples: of its test split, class-balanced; None for all."""
+
+    name: str
+    samples: int | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A network by name; weights as for `rbl evaluate`; seed: of its training, None for that of the cell."""
+
+    name: str
+    weights: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class DefenseEntry:
+    """Defenses that stack in this order, with options as `--defense-option` has them; none for the bare network."""
+
+    where: str
+    use: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def pairs(self, threat: Threat) -> list[str]:
+        """The options as KEY=VALUE; one that says "threat" has the eps or the norm of the threat."""
+        return [f"{key}={_own(key, threat) if value == OF_THREAT else value}" for key, value in self.options.items()]
+
+
+def _own(key: str, threat: Threat) -> Any:
+    """The threat's eps or norm for the option of that name; for another what was written, which it then refuses."""
+    return {"eps": threat.eps, "norm": threat.norm}.get(key.rpartition(".")[2], OF_THREAT)
+
+
+@dataclass(frozen=True)
+class AttackEntry:
+    """An attack by name with its options; norms: those of the threats it is for, () for all."""
+
+    where: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    surrogates: tuple[ModelEntry, ...] = ()
+    norms: tuple[str, ...] = ()
+
+    def made(self, threat: Threat) -> Attack:
+        """The attack, its surrogates still to be trained."""
+        promised = [Surrogate.promised(model.name) for model in self.surrogates]
+        attack = make_attack(self.name, self.options, threat, surrogates=promised)
+        if attack.own_limits:
+            raise UserError(f"attack {self.name} has limits of its own, and a sweep is over threats; leave it out")
+        return attack
+
+    @property
+    def label(self) -> str:
+        """As a leaderboard writes it: `pgd steps=100`."""
+        pairs = (f"{key}={eps_text(v) if isinstance(v, float) else v}" for key, v in self.options.items())
+        return " ".join([self.name, *pairs])
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of weights that a defense names in its options, trained where it is not there."""
+
+    file: Path
+    model: str
+    seed: int = SURROGATE_SEED
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run to be: everything that `rbl evaluate` is told."""
+
+    data: DataEntry
+    model: ModelEntry
+    defense: DefenseEntry
+    threat: Threat
+    attack: AttackEntry
+    seed: int
+
+    @functools.cached_property
+    def defenses(self) -> list[Defense]:
+        """The defenses, made."""
+        return make_defenses(self.defense.use, self.defense.pairs(self.threat))
+
+    @property
+    def network(self) -> tuple[Any, ...]:
+        """What decides the network; cells that agree on it share one training."""
+        pairs = tuple(self.defense.pairs(self.threat))
+        recipe = tuple(self.defense.recipe.items())
+        return self.data, self.model, self.defense.use, pairs, recipe, self.seed
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """What decides the training; bare networks behind different inference-time defenses share one."""
+        from ..defense import TrainingDefense
+
+        classes = [find("defenses", name, argument="--defense").load() for name in self.defense.use]
+        data, model, *defended, recipe, seed = self.network
+        return data, model, *(defended if any(issubclass(c, TrainingDefense) for c in classes) else ()), recipe, seed
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The cell in words, by the names of a leaderboard's columns."""
+        return {
+            "dataset": self.data.name,
+            "model": self.model.name,
+            "defense": " + ".join(self.defense.use) or "none",
+            "defense_options": " ".join(self.defense.pairs(self.threat)),
+            "attack": self.attack.name,
+            "norm": self.threat.norm,
+            "eps": self.threat.eps,
+            "seed": self.seed,
+        }
+
+    def __str__(self) -> str:
+        """The network, then what it is put to."""
+        return f"{self.told_network}, {self.attack.label}, {threat_text(self.threat.norm, self.threat.eps)}"
+
+    @property
+    def told_network(self) -> str:
+        """The network alone."""
+        row = self.row
+        named = " ".join(filter(None, (row["defense"], row["defense_options"])))
+        return f"{row['model']} on {row['dataset']}, {named}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was stated.
+
+    recipe: parts of every training's recipe but its seed, which is the cell's. settings: of every run, by the names
+    of `Plan`: batch_size, eot, votes, checks, max_queries, deterministic. fit_samples: as for `rbl evaluate`.
+    """
+
+    path: Path
+    data: tuple[DataEntry, ...]
+    models: tuple[ModelEntry, ...]
+    defenses: tuple[DefenseEntry, ...]
+    threats: tuple[Threat, ...]
+    attacks: tuple[AttackEntry, ...]
+    seeds: tuple[int, ...] = (0,)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    fit_samples: int | None = None
+
+    @property
+    def name(self) -> str:
+        """That of its file, and of the table made of it."""
+        return self.path.stem
+
+    def recipe_of(self, cell: Cell) -> dict[str, Any]:
+        """The recipe that a cell's network is trained by."""
+        seed = cell.seed if cell.model.seed is None else cell.model.seed
+        return {**self.recipe, **cell.defense.recipe, "seed": seed}
+
+    @functools.cached_property
+    def cells(self) -> list[Cell]:
+        """Every run to be: those of one network together, and bare networks first where they are stated first.
+
+        Raises UserError, naming the file and the key, for what no training is needed to see.
+        """
+        found: dict[tuple[Any, ...], Cell] = {}
+        for cell in self._combined():
+            key = (cell.network, cell.threat, cell.attack.name, repr(dict(cell.attack.options)), cell.attack.surrogates)
+            found.setdefault(key, cell)
+        return list(found.values())
+
+    def _combined(self) -> Iterator[Cell]:
+        for data in self.data:
+            for model in self.models:
+                for defense in self.defenses:
+                    for seed in self.seeds:
+                        for threat in self.threats:
+                            yield from self._attacked(data, model, defense, threat, seed)
+
+    def _attacked(
+        self, data: DataEntry, model: ModelEntry, defense: DefenseEntry, threat: Threat, seed: int
+    ) -> Iterator[Cell]:
+        for attack in self.attacks:
+            if attack.norms and threat.norm not in attack.norms:
+                continue
+            cell = Cell(data, model, defense, threat, attack, seed)
+            with self.naming(defense.where):
+                made = self._checked(cell)
+            own = attack.name == ADAPTIVE
+            for each in _adaptive(made, attack) if own else (attack,):
+                told = f"{each.where}, {ADAPTIVE} of {cell.row['defense']}" if own else each.where
+                with self.naming(told):
+                    each.made(threat)
+                yield Cell(data, model, defense, threat, each, seed)
+
+    def _checked(self, cell: Cell) -> list[Defense]:
+        """The cell's defenses; options that name a file which is still to be made are left out."""
+        from ..defense import TrainingDefense
+
+        missing = [f"{entry.file}" for entry in self.files if not entry.file.exists()]
+        pairs = [p for p in cell.defense.pairs(cell.threat) if not any(file in p for file in missing)]
+        made = make_defenses(cell.defense.use, pairs)
+        training = [d for d in made if isinstance(d, TrainingDefense)]
+        recipe_for(training, self.recipe_of(cell), argument="recipe")
+        return made
+
+    def naming(self, where: str) -> Naming:
+        """Within: what is wrong is told with the file and the key, and not with an option of the command line."""
+        return Naming(f"{self.path.name}: {where}")
+
+
+def _adaptive(defenses: list[Defense], entry: AttackEntry) -> list[AttackEntry]:
+    """The attacks that are made for these defenses; none for the bare network."""
+    return [AttackEntry(entry.where, d.adaptive, dict(d.adaptive_options), norms=entry.norms) for d in defenses]
+
+
+class Naming:
+    """A context in which a UserError is told with a place in front."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Put the place in front."""
+        if isinstance(error, UserError) and not str(error).startswith(self.place.partition(":")[0] + ":"):
+            said = re.sub(r"^--[a-z-]+:? ", "", str(error))
+            error.args = (f"{self.place}: {said}",)

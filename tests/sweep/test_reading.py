@@ -1,0 +1,115 @@
+"""What a person writes wrong in a sweep is told in one line, with file and key."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robustbench_lite.sweep import read_sweep
+
+from ..cli.harness import Rbl
+
+OLD = 'datasets = ["digits"]'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (OLD, "", ["datasets must be given: a list"]),
+        (OLD, "datasets = []", ["datasets must have at least one entry"]),
+        (OLD, "datasets = [3]", ["datasets[1] must be text or a table, got 3"]),
+        (OLD, 'datasets = ["digit"]', ["digit", "did you mean digits?"]),
+        (OLD, f"{OLD}\nsample = 3", ["unknown key 'sample'", "did you mean samples"]),
+        (OLD, "datasets = ", ["no TOML", "line 2"]),
+        ("samples = 20", "samples = 0", ["samples must be >= 1, got 0"]),
+        ("samples = 20", "samples = 400", ["1..360", "400"]),
+        ("samples = 20", 'samples = "all"', ["samples must be a whole number, got 'all'"]),
+        ("[0, 1]", "[0, 0]", ["seeds has one of them twice"]),
+        ("[0, 1]", "[-1]", ["seeds must be a list of whole numbers >= 0"]),
+        ('["mlp"]', '["mpl"]', ["models[1].name", "did you mean mlp?"]),
+        ('["mlp"]', '[{ name = "mlp", weight = "x.pt" }]', ["unknown key 'models[1].weight'", "did you mean weights?"]),
+        ('["linf 0.1"]', '["l7 0.1"]', ["threats[1]", "l7"]),
+        ('["linf 0.1"]', '[{ norm = "linf", eps = "much" }]', ["threats[1]", "eps", "much"]),
+        ('"label-smoothing"]', '"mixup"]\nthreats = ["l1 3"]', ["attacks[3], adaptive of mixup", "auto", "l1"]),
+        ('"fgsm"', '"fsgm"', ["attacks[1]", "did you mean fgsm?"]),
+        ("{ steps = 3 }", "{ step = 3 }", ["attacks[2]", "step", "did you mean"]),
+        ('"fgsm"', '"transfer:pgd"', ["attacks[1]", "surrogate"]),
+        ('"fgsm"', '{ name = "pgd", surrogates = ["mlp"] }', ["attacks[1]", "transfer:pgd"]),
+        ('"fgsm"', '"corruptions"', ["attacks[1]", "limits of its own"]),
+        ('"adaptive"', '{ name = "adaptive", options = { steps = 3 } }', ["attacks[3]", "each defense states"]),
+        ('["bit-depth"]', '["bit-deph"]', ["defenses[2].use", "did you mean bit-depth?"]),
+        ("bits = 3", "bit = 3", ["defenses[2].options", "unknown option 'bit'", "did you mean bits?"]),
+        ("bits = 3", "bits = 40", ["defenses[2].options", "bits must be in 1..16, got 40"]),
+        ("bits = 3", 'bits = "threat"', ["defenses[2].options", "bits must be a whole number, got 'threat'"]),
+        ("epochs = 1", "epoch = 1", ["recipe", "epoch", "did you mean epochs?"]),
+        ("epochs = 1", "seed = 1", ["recipe.seed is what seeds are for"]),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(
+    old: str, new: str, words: list[str], stated: Callable[..., Path], rbl: Rbl, folder: Path
+) -> None:
+    path = stated(old, new)
+    if "threats" in new:
+        path.write_text(path.read_text().replace('threats = ["linf 0.1"]\n', "", 1))
+    error = rbl("sweep", path, "--leaderboard", "lb").error
+    assert error.startswith("changed.toml: "), error
+    assert [word for word in words if word not in error] == [], error
+    assert "--defense" not in error and "--model" not in error
+    assert not (folder / "lb").exists()
+
+
+def test_a_file_that_is_not_there(rbl: Rbl) -> None:
+    assert "'missing.toml' cannot be read" in rbl("sweep", "missing.toml").error
+
+
+def test_short_and_long_forms_say_the_same(stated: Callable[..., Path]) -> None:
+    short = read_sweep(stated())
+    long = stated('["linf 0.1"]', '[{ norm = "linf", eps = "1/10" }]').read_text()
+    long = long.replace('"fgsm",', '{ name = "fgsm" },').replace('"label-smoothing"', '{ use = ["label-smoothing"] }')
+    path = stated()
+    path.write_text(long)
+    assert [str(cell) for cell in read_sweep(path).cells] == [str(cell) for cell in short.cells]
+
+
+def test_every_combination_once_and_bare_networks_face_no_adaptive_attack(stated: Callable[..., Path]) -> None:
+    rows = [cell.row for cell in read_sweep(stated()).cells]
+    found = sorted((row["defense"], row["attack"], row["seed"]) for row in rows)
+    expected = [
+        (defense, attack, seed)
+        for defense, attacks in (
+            ("bit-depth", ("fgsm", "pgd", "pgd")),
+            ("label-smoothing", ("apgd-t", "fgsm", "pgd")),
+            ("none", ("fgsm", "pgd")),
+        )
+        for attack in attacks
+        for seed in (0, 1)
+    ]
+    assert found == sorted(expected)
+    # One network after another, so that each is loaded once.
+    networks = [cell.network for cell in read_sweep(stated()).cells]
+    assert sum(a != b for a, b in itertools.pairwise(networks)) == len(set(networks)) - 1
+
+
+def test_an_adaptive_attack_that_is_named_too_runs_once(stated: Callable[..., Path]) -> None:
+    same = read_sweep(stated("{ steps = 3 }", "{ steps = 100 }")).cells
+    of_bits = [cell.attack.label for cell in same if cell.row["defense"] == "bit-depth" and cell.seed == 0]
+    assert of_bits == ["fgsm", "pgd steps=100"]
+
+
+def test_an_option_may_be_the_threats_own(stated: Callable[..., Path]) -> None:
+    path = stated('["linf 0.1"]', '["linf 0.1", "l2 0.5"]')
+    stacked = '{ use = ["awp", "trades"], options.trades = { eps = "threat", norm = "threat" } }'
+    text = path.read_text().replace('"label-smoothing"', stacked)
+    path.write_text(text)
+    defenses = {
+        (cell.threat.norm, cell.threat.eps): cell.defenses[1]
+        for cell in read_sweep(path).cells
+        if cell.defense.use == ("awp", "trades")
+    }
+    assert {key: (d.norm, d.eps) for key, d in defenses.items()} == {  # type: ignore[attr-defined]
+        ("linf", 0.1): ("linf", 0.1),
+        ("l2", 0.5): ("l2", 0.5),
+    }

@@ -1,0 +1,89 @@
+"""Images that an attack moved to a class, labelled with it: the constructions whose labels look wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Dataset
+from ..errors import UserError
+from ..network import Noise
+from ..options import option_types, parse_pairs
+from ..perturbation import attempt, make_attack
+from ..threat import Threat
+from .construction import Block, Construction, Made, Workshop
+
+GREY_EPS, COLOUR_EPS = 2.0, 0.5
+
+
+@dataclass(frozen=True)
+class Targeted(Construction):
+    """x_adv = argmin over |x' - x| <= eps of the loss at the label t, labelled t (Ilyas et al. 2019, eq. 7).
+
+    A person sees class y; what of class t the network saw is in the perturbation alone.
+    attack: any attack by name that can aim. norm, eps: its threat; eps defaults to the paper's 0.5 for images in
+    colour and to 2 for grey ones, whose networks are harder to fool. steps: the paper's 100. step_size: the paper's
+    0.1, in the norm; 2.5 eps / steps for another norm than l2. attack_options: others of the attack, as
+    `momentum=0.9,loss=margin`. The attack starts from the image where it can choose to, as the authors' does.
+    """
+
+    attack: str = "pgd"
+    norm: str = "l2"
+    eps: float | None = None
+    steps: int = 100
+    step_size: float | None = None
+    attack_options: str = ""
+
+    def __post_init__(self) -> None:
+        self._made(1.0 if self.eps is None else self.eps)
+
+    def _made(self, eps: float) -> Any:
+        threat = Threat(self.norm, eps)
+        attack = make_attack(self.attack, None, threat, resolve=False)
+        known = option_types(type(attack))
+        step_size = self.step_size
+        if step_size is None and self.norm == "l2":
+            step_size = 0.1
+        own = {"steps": self.steps, "step_size": step_size, "random_start": False}
+        given: dict[str, Any] = {key: value for key, value in own.items() if key in known and value is not None}
+        given |= parse_pairs("attack_options", filter(None, self.attack_options.split(",")))
+        made = make_attack(self.attack, given, threat)
+        if not made.targeted:
+            raise UserError(f"attack: {made.name} cannot aim at a class; take one that can, such as pgd")
+        return made
+
+    def resolve(self, data: Dataset) -> Self:
+        """With eps for the images' colours."""
+        eps = self.eps
+        if eps is None:
+            if self.norm != "l2":
+                raise UserError(f"eps must be given for norm {self.norm}; only l2 has a default here")
+            eps = GREY_EPS if data.shape[0] == 1 else COLOUR_EPS
+        Threat(self.norm, eps).check_shape(data.shape)
+        return replace(self, eps=eps)
+
+    def targets(self, block: Block, n_classes: int) -> Tensor:
+        """The class that each image is moved to, (n,) int64."""
+        raise NotImplementedError
+
+    def make(self, workshop: Workshop, block: Block) -> Made:
+        """The images as the attack leaves them, with the classes that it aimed at."""
+        assert self.eps is not None, "resolved"
+        targets = self.targets(block, workshop.n_classes)
+        made = attempt(
+            workshop.module,
+            block.x,
+            block.y,
+            attack=self._made(self.eps),
+            norm=self.norm,
+            eps=self.eps,
+            targets=targets,
+            seed=workshop.seed,
+            place=block.index.to(block.x.device),
+            block=workshop.block,
+        )
+        said = workshop.network.logits(made.candidate, Noise(block.stream, torch.zeros_like(targets))).argmax(1)
+        return Made(made.candidate, targets, made.forwards + 1, made.backwards, notes={"reached": said == targets})

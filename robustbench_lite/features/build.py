@@ -19,6 +19,7 @@ from ..data.dataset import Dataset
 from ..errors import RecordError, UserError
 from ..network import exact_float32, frozen, placed
 from ..registry import source_hash
+from ..running import Interrupted
 from ..streams import Stream
 from . import storage
 from .construction import Block, Construction, Made, Workshop
@@ -50,7 +51,7 @@ def describe(
         "construction": construction.name,
         "symbol": construction.symbol,
         "options": dataclasses.asdict(construction),
-        "construction_source_sha256": source_hash(type(construction)),
+        "source_sha256": _sources(construction),
         "model": {
             "name": model.name,
             "sha256": model.sha256,
@@ -68,6 +69,12 @@ def describe(
         "seed": seed,
         "version": __version__,
     }
+
+
+def _sources(construction: Construction) -> dict[str, str | None]:
+    """SHA-256 of the file of the construction's class and of each class that it stands on."""
+    classes = [cls for cls in type(construction).__mro__ if cls not in (object, Construction)]
+    return {cls.__name__: source_hash(cls) for cls in classes}
 
 
 def build(
@@ -94,7 +101,7 @@ def build(
 
     A data set that is there already and was made the same way is left as it is. Raises UserError for a folder that
     holds something else, for a network that the construction cannot use, and where nothing is left; RecordError for a
-    corrupt or foreign file in the way, which is left alone.
+    corrupt or foreign file in the way, which is left alone; Interrupted when `stop` says so.
     """
     index = torch.arange(len(data)) if index is None else index
     if batch_size < 1:
@@ -107,20 +114,19 @@ def build(
         found = storage.read_said(folder / storage.TRAIN)
         _same(found, said, folder)
         return Built(folder, found, known=True)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not _only_test(folder):
-            raise UserError(f"--out: {str(folder)!r} is there and holds something else; give the name of a new folder")
-    if folder.parent.exists() is False:
+    if folder.exists() and (not folder.is_dir() or not _only_test(folder)):
+        raise UserError(f"--out: {str(folder)!r} is there and holds something else; give the name of a new folder")
+    if not folder.parent.exists():
         raise UserError(f"--out: no such folder {str(folder.parent)!r}; make it first")
     with placed(model.module, device) as module, frozen(module), exact_float32():
         workshop = Workshop(data, module, seed=seed, device=device)
         construction.check(workshop)
         parts = _Parts(folder.with_name(folder.name + ".building"), said, data.classes)
         with parts.locked():
-            for number, block in enumerate(index.split(ROWS)):
+            for number, block in enumerate(index.split(ROWS)):  # type: ignore[no-untyped-call]
                 if not parts.has(number):
                     if stop is not None and stop():
-                        raise UserError(f"--out: stopped; the same command goes on with {parts.folder}")
+                        raise Interrupted(f"stopped; the same command goes on with {parts.folder}")
                     parts.add(number, _columns(construction, workshop, block, batch_size))
                 if progress is not None:
                     progress(len(block))
@@ -129,7 +135,7 @@ def build(
 
 
 def _only_test(folder: Path) -> bool:
-    """Whether a build was killed between its two files."""
+    """Whether the folder is empty, or holds what a build leaves that was killed between its two files."""
     return {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")} <= {storage.TEST}
 
 

@@ -69,6 +69,13 @@ class Workshop:
         self._features: Network | None = None
 
     @property
+    def n_features(self) -> int:
+        """How many penultimate features the network has. UserError where it has none."""
+        count = self.features.n_classes
+        assert count is not None, "given when it was made"
+        return count
+
+    @property
     def features(self) -> Network:
         """The network's penultimate features in place of its logits. UserError where it has none."""
         if self._features is None:

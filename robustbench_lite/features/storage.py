@@ -77,9 +77,7 @@ def table_of(columns: Mapping[str, Any], kind: pa.Schema) -> pa.Table:
     import pyarrow as pa
 
     images = [{"bytes": data, "path": None} for data in columns["image"]]
-    arrays = [
-        pa.array(images if name == "image" else columns[name], type=kind.field(name).type) for name in kind.names
-    ]
+    arrays = [pa.array(images if name == "image" else columns[name], type=kind.field(name).type) for name in kind.names]
     return pa.Table.from_arrays(arrays, schema=kind)
 
 

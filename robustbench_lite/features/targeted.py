@@ -8,15 +8,27 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..attack import Attack
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..fitting import needs_fit
 from ..network import Noise
 from ..options import option_types, parse_pairs
 from ..perturbation import attempt, make_attack
+from ..portfolio import Portfolio
 from ..threat import Threat
 from .construction import Block, Construction, Made, Workshop
 
 GREY_EPS, COLOUR_EPS = 2.0, 0.5
+
+
+def check_attack(made: Attack, threat: Threat, *, argument: str) -> None:
+    """Raise UserError for an attack that is no ascent of fixed eps, image by image."""
+    if made.minimal or made.own_limits:
+        raise UserError(f"{argument}: {made.name} keeps to no eps; take one of fixed eps such as pgd")
+    if isinstance(made, Portfolio) or needs_fit(made, threat):
+        what = "is several attacks" if isinstance(made, Portfolio) else "learns from many images"
+        raise UserError(f"{argument}: {made.name} {what}, expected one that works image by image such as pgd")
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Targeted(Construction):
     def __post_init__(self) -> None:
         self._made(1.0 if self.eps is None else self.eps)
 
-    def _made(self, eps: float) -> Any:
+    def _made(self, eps: float) -> Attack:
         threat = Threat(self.norm, eps)
         attack = make_attack(self.attack, None, threat, resolve=False)
         known = option_types(type(attack))
@@ -51,6 +63,7 @@ class Targeted(Construction):
         given: dict[str, Any] = {key: value for key, value in own.items() if key in known and value is not None}
         given |= parse_pairs("attack_options", filter(None, self.attack_options.split(",")))
         made = make_attack(self.attack, given, threat)
+        check_attack(made, threat, argument="attack")
         if not made.targeted:
             raise UserError(f"attack: {made.name} cannot aim at a class; take one that can, such as pgd")
         return made

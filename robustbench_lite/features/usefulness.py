@@ -18,6 +18,7 @@ from ..threat import Threat
 from .construction import Workshop
 from .leakage import features_of
 from .penultimate import OneFeature, Penultimate
+from .targeted import check_attack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,9 @@ def choose_tasks(values: Tensor, labels: Tensor, classes: int, pair: tuple[int, 
     found = torch.stack([rho(values, side(labels, *one)) for one in pairs])
     best = found.abs().argmax(0)
     signs = found.gather(0, best.unsqueeze(0))[0].sign()
-    return [Task(*pairs[k], sign=1 if s >= 0 else -1) for k, s in zip(best.tolist(), signs.tolist(), strict=True)]
+    return [
+        Task(pairs[k][0], pairs[k][1], 1 if s >= 0 else -1) for k, s in zip(best.tolist(), signs.tolist(), strict=True)
+    ]
 
 
 def usefulness(
@@ -87,8 +90,8 @@ def usefulness(
     threat = Threat(norm, eps)
     threat.check_shape(test.shape)
     made = make_attack(attack, attack_options, threat)
-    _check(made, pair, workshop.n_classes)
-    assert workshop.features is not None
+    check_attack(made, threat, argument="--attack")
+    _check(pair, workshop.n_classes)
     known, values = features_of(workshop.features, train).double(), features_of(workshop.features, test).double()
     tasks = choose_tasks(known, train.labels, workshop.n_classes, pair)
     mean, spread = known.mean(0), known.std(0, correction=0)
@@ -119,9 +122,7 @@ def usefulness(
     return _frame(rows)
 
 
-def _check(made: Any, pair: tuple[int, int] | None, classes: int) -> None:
-    if made.minimal or made.own_limits:
-        raise UserError(f"--attack: {made.name} keeps to no eps; take one of fixed eps such as pgd")
+def _check(pair: tuple[int, int] | None, classes: int) -> None:
     if pair is not None and not (pair[0] != pair[1] and all(0 <= k < classes for k in pair)):
         raise UserError(f"--classes: expected two different classes in 0..{classes - 1}, got {pair[0]},{pair[1]}")
 

@@ -13,10 +13,10 @@ from robustbench_lite.network import Noise
 
 @dataclass(frozen=True)
 class Errors(Construction):
-    """Every image that the network gets wrong, unchanged, with what it says (Wallace 2019, doi:10.23915/distill.00019.6).
+    """Every image that the network gets wrong, unchanged, with what the network says of it.
 
     Not one label is right and nothing was added to an image, and yet a network learns from it: labels that a network
-    gave carry what it knows. What D_rand and D_det teach must be seen beside this.
+    gave carry what it knows. What D_rand and D_det teach must be seen beside this (Wallace 2019, doi:10.23915/distill.00019.6).
     """
 
     name: ClassVar[str] = "errors"

@@ -16,7 +16,8 @@ class Errors(Construction):
     """Every image that the network gets wrong, unchanged, with what the network says of it.
 
     Not one label is right and nothing was added to an image, and yet a network learns from it: labels that a network
-    gave carry what it knows. What D_rand and D_det teach must be seen beside this (Wallace 2019, doi:10.23915/distill.00019.6).
+    gave carry what it knows (Wallace 2019, doi:10.23915/distill.00019.6). What D_rand and D_det teach must be seen
+    beside this.
     """
 
     name: ClassVar[str] = "errors"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import BLOCK, Dataset
+from ..data.dataset import BLOCK, Dataset, as_pixels
 from ..errors import RecordError, UserError
 from ..files import write_whole
 
@@ -26,6 +26,11 @@ TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"
 def to_bytes(images: Tensor) -> Tensor:
     """Images (n, C, H, W) in [0, 1] as uint8: each number moved to the nearest of 256, by at most 1/510."""
     return images.detach().cpu().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def stored(images: Tensor) -> Tensor:
+    """Images (n, C, H, W) as they will be read again, float32, where they were."""
+    return as_pixels(to_bytes(images)).to(images.device)
 
 
 def check_shape(data: Dataset) -> None:

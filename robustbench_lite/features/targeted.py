@@ -18,6 +18,7 @@ from ..perturbation import attempt, make_attack
 from ..portfolio import Portfolio
 from ..threat import Threat
 from .construction import Block, Construction, Made, Workshop
+from .storage import stored
 
 GREY_EPS, COLOUR_EPS = 2.0, 0.5
 
@@ -40,6 +41,8 @@ class Targeted(Construction):
     colour and to 2 for grey ones, whose networks are harder to fool. steps: the paper's 100. step_size: the paper's
     0.1, in the norm; 2.5 eps / steps for another norm than l2. attack_options: others of the attack, as
     `momentum=0.9,loss=margin`. The attack starts from the image where it can choose to, as the authors' does.
+
+    `reached` says of each image, as it is stored, whether the network takes it for t.
     """
 
     attack: str = "pgd"
@@ -98,5 +101,6 @@ class Targeted(Construction):
             place=block.index.to(block.x.device),
             block=workshop.block,
         )
-        said = workshop.network.logits(made.candidate, Noise(block.stream, torch.zeros_like(targets))).argmax(1)
-        return Made(made.candidate, targets, made.forwards + 1, made.backwards, notes={"reached": said == targets})
+        images = stored(made.candidate)
+        said = workshop.network.logits(images, Noise(block.stream, torch.zeros_like(targets))).argmax(1)
+        return Made(images, targets, made.forwards + 1, made.backwards, notes={"reached": said == targets})

@@ -283,6 +283,10 @@ def report(
             rich_help_panel="Construction",
         ),
     ] = None,
+    source_epochs: Annotated[
+        int | None,
+        typer.Option(help="Epochs of the standard and the robust network.", rich_help_panel="Construction"),
+    ] = None,
     dataset: o.DatasetName = "digits",
     samples: Annotated[
         int | None, typer.Option(help="Training images that are made into others; default all.", rich_help_panel="Data")
@@ -292,10 +296,19 @@ def report(
     image_size: o.ImageSize = None,
     workers: o.Workers = 2,
     seeds: Annotated[int, typer.Option(help="Fresh networks for each data set.", rich_help_panel="Training")] = 3,
-    epochs: o.Epochs = None,
-    lr: Lr = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the fresh networks; default 20.", rich_help_panel="Training")
+    ] = None,
+    lr: Annotated[
+        str | None, typer.Option(help="Highest learning rate; default 0.001.", rich_help_panel="Training")
+    ] = None,
     train_batch_size: TrainBatchSize = None,
-    train_option: TrainOptions = None,
+    train_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE; default optimizer=adamw, weight_decay=0.01, augment=none.", rich_help_panel="Training"
+        ),
+    ] = None,
     attack: Annotated[
         str, typer.Option(help="For robust accuracy: NAME or FILE.py:NAME.", rich_help_panel="Attack")
     ] = "pgd",
@@ -347,6 +360,7 @@ def report(
         defenses=_robust(defense, defense_option, grey=grey),
         samples=samples,
         early_samples=early_samples,
+        source_epochs=source_epochs,
         seeds=seeds,
         seed=seed,
         recipe=recipe,

@@ -5,7 +5,7 @@ After Ilyas et al. 2019, "Adversarial examples are not bugs, they are features" 
 
 from __future__ import annotations
 
-from .build import Built, build
+from .building import Built, build
 from .construction import Block, Construction, Made, Workshop, make_construction
 from .penultimate import Penultimate, last_linear
 from .storage import provenance

@@ -25,7 +25,7 @@ from ..perturbation import make_attack
 from ..plan import make_threat
 from ..prepare import DataRequest, prepare_model
 from ..streams import Stream
-from .build import build, describe
+from .building import build, describe
 from .construction import Construction, Workshop, make_construction
 from .leakage import leakage
 
@@ -82,7 +82,7 @@ class Study:
 
     model: of the networks whose features are used and of the fresh ones. request: the data set. constructions: made
     with networks trained on the whole training set: `standard`, `robust` (by `defenses`) and `early` (one epoch on
-    `early_samples` images). samples: training images that are made into others; the data itself are as many. errors:
+    `early_samples` images), the first two for `source_epochs`. samples: training images that are made into others; the data itself are as many. errors:
     of all training images. recipe: of the fresh networks. seeds: how many of them for each data set; the first has
     seed + 1, so that none begins with the weights of a network whose features are used.
     attack, norm, eps, attack_options: for robust accuracy, on `robust_samples` test images.
@@ -94,6 +94,7 @@ class Study:
     defenses: tuple[Defense, ...]
     samples: int | None = None
     early_samples: int | None = None
+    source_epochs: int | None = None
     seeds: int = 3
     seed: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +110,10 @@ class Study:
         for name in ("seeds", "robust_samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("samples", "early_samples", "source_epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         threat = make_threat(self.norm, self.eps)
         make_attack(self.attack, self.attack_options, threat)
 
@@ -218,7 +223,7 @@ def report(
 def _source(study: Study, name: str, test: Dataset, train: Dataset, bars: Bars) -> LoadedModel:
     """A network whose features are used: trained by the standard recipe, by the defenses, or only a little."""
     request: DataRequest = study.request
-    recipe: dict[str, Any] = {"seed": study.seed}
+    recipe: dict[str, Any] = {"seed": study.seed, "epochs": study.source_epochs}
     if name == "early":
         few = min(len(train), max(EARLY, len(train) // 20)) if study.early_samples is None else study.early_samples
         request = PartRequest(**dataclasses.asdict(study.request), samples=few)

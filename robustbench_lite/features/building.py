@@ -251,6 +251,7 @@ class _Parts:
             ) from None
         whole = pa.concat_tables(tables)
         if not whole.num_rows:
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise UserError(
                 f"--kind: {self.said['construction']} kept none of {self.said['dataset']['samples']} images; "
                 "the network gets them all right: train it less"

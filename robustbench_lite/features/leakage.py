@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from ..data.dataset import Dataset
 from ..errors import UserError
@@ -13,7 +15,7 @@ from ..streams import Stream
 from .construction import Workshop
 
 BLOCK = 1024
-ITERATIONS = 200
+ITERATIONS = 500
 
 
 def features_of(network: Network, data: Dataset) -> Tensor:
@@ -50,23 +52,26 @@ def fit_linear(features: Tensor, y: Tensor, classes: int, *, penalty: float = 1e
     The features are first brought to mean 0 and variance 1. The mean cross-entropy plus `penalty` / 2 times the
     squared weights is convex and has one minimum: L-BFGS finds it, and nothing is drawn.
     """
+    from scipy.optimize import minimize
+
     x = features.double()
     mean, spread = x.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > 1e-9 * spread.max().clamp_min(1e-300), spread, 1.0)
     scaled = (x - mean) / spread
-    weight = torch.zeros((classes, x.shape[1]), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS(
-        [weight, bias], max_iter=ITERATIONS, tolerance_grad=1e-7, history_size=20, line_search_fn="strong_wolfe"
-    )
+    size = classes * x.shape[1]
+    share, own = scaled / len(x), one_hot(y, classes).double()
 
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = cross_entropy(scaled @ weight.T + bias, y) + 0.5 * penalty * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
+    def loss(flat: Any) -> tuple[float, Any]:
+        weight, bias = torch.from_numpy(flat[:size]).reshape(classes, -1), torch.from_numpy(flat[size:])
+        logits = scaled @ weight.T + bias
+        value = cross_entropy(logits, y) + 0.5 * penalty * weight.square().sum()
+        error = logits.softmax(1) - own
+        slope = torch.cat([(error.T @ share + penalty * weight).flatten(), error.mean(0)])
+        return float(value), slope.numpy()
 
-    with torch.enable_grad():
-        search.step(loss)  # type: ignore[no-untyped-call]
-    found = weight.detach() / spread
-    return found, bias.detach() - found @ mean
+    start = torch.zeros(size + classes, dtype=torch.float64).numpy()
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS, "gtol": 1e-7, "ftol": 0})
+    flat = torch.from_numpy(best.x)
+    weight, bias = flat[:size].reshape(classes, -1), flat[size:]
+    found = weight / spread
+    return found, bias - found @ mean

@@ -81,10 +81,11 @@ class Study:
     """All that decides a report.
 
     model: of the networks whose features are used and of the fresh ones. request: the data set. constructions: made
-    with networks trained on the whole training set: `standard`, `robust` (by `defenses`) and `early` (one epoch on
-    `early_samples` images), the first two for `source_epochs`. samples: training images that are made into others; the data itself are as many. errors:
-    of all training images. recipe: of the fresh networks. seeds: how many of them for each data set; the first has
-    seed + 1, so that none begins with the weights of a network whose features are used.
+    with networks trained on the whole training set: `standard` and `robust` (by `defenses`), for `source_epochs`, and
+    `early` (one epoch on `early_samples` images). samples: training images that are made into others; the data
+    themselves are as many, errors those of all training images. recipe: of the fresh networks. seeds: how many of them
+    for each data set; the first has seed + 1, so that none begins with the weights of a network whose features are
+    used.
     attack, norm, eps, attack_options: for robust accuracy, on `robust_samples` test images.
     """
 
@@ -223,7 +224,9 @@ def report(
 def _source(study: Study, name: str, test: Dataset, train: Dataset, bars: Bars) -> LoadedModel:
     """A network whose features are used: trained by the standard recipe, by the defenses, or only a little."""
     request: DataRequest = study.request
-    recipe: dict[str, Any] = {"seed": study.seed, "epochs": study.source_epochs}
+    recipe: dict[str, Any] = {"seed": study.seed}
+    if study.source_epochs is not None:
+        recipe["epochs"] = study.source_epochs
     if name == "early":
         few = min(len(train), max(EARLY, len(train) // 20)) if study.early_samples is None else study.early_samples
         request = PartRequest(**dataclasses.asdict(study.request), samples=few)

@@ -64,7 +64,7 @@ def test_the_goal_is_the_feature_before_the_last_layer() -> None:
     """What is told of distances is that of the images returned, in the network's own features."""
     shop = workshop()
     made = made_by(NonRobust(steps=60, step_size=0.05), shop)
-    features = nn.Sequential(*list(network())[:-1])
+    features = network()[:-1]
     with torch.no_grad():
         goal, found = features(shop.data.images(torch.arange(60))), features(made.images)
     told = made.notes["feature_distance"]

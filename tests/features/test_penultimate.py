@@ -89,11 +89,12 @@ def test_a_network_that_ends_in_a_softmax_has_features_too() -> None:
 
 
 def test_its_mode_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)).train()
-    mean = model[2].running_mean.clone()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 4), (norm := nn.BatchNorm1d(4)), nn.Linear(4, 4)).train()
+    assert norm.running_mean is not None
+    mean = norm.running_mean.clone()
     last_linear(model, X)
-    assert model.training and model[2].training
-    assert torch.equal(model[2].running_mean, mean)
+    assert model.training and norm.training
+    assert torch.equal(norm.running_mean, mean)
 
 
 @pytest.mark.parametrize(

@@ -76,16 +76,16 @@ def test_measured_beside_the_closed_form() -> None:
 def test_what_the_paper_says() -> None:
     """Training takes the weak features and is broken; adversarial training leaves them and keeps p, attacked or not."""
     frame, _ = synthetic(SMALL)
-    by = frame.set_index("classifier")
-    assert by.loc["one weak feature", "accuracy"] < 0.54
-    assert by.loc["mean of the weak features", "accuracy"] > 0.99
-    plain, adversarial = by.loc["training"], by.loc["adversarial training"]
+    by = frame.set_index("classifier").to_dict("index")
+    assert by["one weak feature"]["accuracy"] < 0.54
+    assert by["mean of the weak features"]["accuracy"] > 0.99
+    plain, adversarial = by["training"], by["adversarial training"]
     assert plain["accuracy"] > 0.99 > 0.96 > adversarial["accuracy"]
     assert plain["robust_accuracy"] < 0.05
     assert adversarial["weak_weight"] == 0
     assert adversarial["accuracy"] == adversarial["robust_accuracy"] == pytest.approx(0.95)
     # Theorem 2.1: no classifier is more accurate under the adversary than p / (1 - p) times its errors.
-    assert (by["robust_accuracy"] <= by["bound"] + 1e-12).all()
+    assert (frame["robust_accuracy"] <= frame["bound"] + 1e-12).all()
 
 
 def test_below_the_weak_features_mean_the_adversary_leaves_them_of_use() -> None:

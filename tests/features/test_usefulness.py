@@ -30,13 +30,20 @@ def mid_grey(n: int, seed: int, split: str = "test") -> ArrayDataset:
     return from_arrays(x, y, name="grey", split=split, classes=CLASSES)
 
 
-def linear(features: int = 5, seed: int = 3) -> nn.Module:
+def linear(features: int = 5, seed: int = 3) -> nn.Sequential:
     """Features w_j x, the last of them always 0."""
     generator = torch.Generator().manual_seed(seed)
     first, last = nn.Linear(16, features), nn.Linear(features, CLASSES)
     first.weight.data = torch.randn(first.weight.shape, generator=generator)
     first.weight.data[-1], first.bias.data[-1] = 0, 0
     return nn.Sequential(nn.Flatten(), first, last).eval()
+
+
+def first(model: nn.Sequential) -> nn.Linear:
+    """Its features' layer."""
+    layer = model[1]
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 @pytest.mark.parametrize(("norm", "eps", "dual"), [("l2", 0.1, 2.0), ("linf", 0.02, 1.0)])
@@ -50,7 +57,7 @@ def test_of_linear_features_gamma_is_rho_less_the_dual_norm(
     frame = usefulness(
         workshop(train, model), train, test, norm=norm, eps=eps, attack_options=options, pair=pair, batch_size=32
     )
-    weight = model[1].weight.detach().double()  # type: ignore[index,union-attr,operator]
+    weight = first(model).weight.detach().double()
     values = train.images(torch.arange(200)).flatten(1).double() @ weight.T
     spread = values.std(0, correction=0)
     expected = frame["rho"].to_numpy()[:-1] - (eps * weight.norm(dual, dim=1) / spread)[:-1].numpy()
@@ -65,7 +72,7 @@ def test_rho_is_the_mean_of_y_f_by_hand() -> None:
     train, test, model = mid_grey(200, 1, "train"), mid_grey(90, 2), linear()
     frame = usefulness(workshop(train, model), train, test, eps=0.0, pair=(1, 0))
     with torch.no_grad():
-        known, seen = (model[1](d.images(torch.arange(len(d))).flatten(1)).double() for d in (train, test))  # type: ignore[index,operator]
+        known, seen = (first(model)(d.images(torch.arange(len(d))).flatten(1)).double() for d in (train, test))
     scaled = (seen - known.mean(0)) / known.std(0, correction=0).clamp_min(1e-300)
     ones, zeros = scaled[test.labels == 1], scaled[test.labels == 0]  # of both as many: E is the plain mean
     expected = torch.cat([ones, -zeros]).mean(0) * torch.tensor(frame["sign"].to_numpy())
@@ -89,10 +96,10 @@ def test_kinds_are_told_apart() -> None:
     train, test = mid_grey(600, 1, "train"), mid_grey(300, 2)
     model = linear(3)
     with torch.no_grad():
-        weight = model[1].weight  # type: ignore[index,union-attr]
+        weight = first(model).weight
         weight.zero_()
-        weight[0, :4] = 1.0  # type: ignore[index]  # the bright row
-        weight[1, 12:] = torch.tensor([1.0, -1.0, 1.0, -1.0])  # type: ignore[index]  # nothing of the class
+        weight[0, :4] = 1.0  # the bright row
+        weight[1, 12:] = torch.tensor([1.0, -1.0, 1.0, -1.0])  # nothing of the class
     frame = usefulness(workshop(train, model), train, test, eps=0.01, pair=(0, 1), attack_options={"steps": 10})
     assert frame["kind"].tolist() == ["robust", "useless", "useless"]
     far = usefulness(workshop(train, model), train, test, eps=0.2, pair=(0, 1), attack_options={"steps": 10})
@@ -117,8 +124,8 @@ def test_neither_zero_nor_unit_of_a_feature_matters(seed: int, shift: float, sca
 def test_batches_do_not_matter() -> None:
     train, test, model = mid_grey(200, 1, "train"), mid_grey(60, 2), linear()
     shop = workshop(train, model)
-    found = [usefulness(shop, train, test, eps=0.1, attack_options={"steps": 4}, batch_size=n) for n in (7, 60)]
-    pd.testing.assert_frame_equal(*found, check_exact=True)
+    few, many = (usefulness(shop, train, test, eps=0.1, attack_options={"steps": 4}, batch_size=n) for n in (7, 60))
+    pd.testing.assert_frame_equal(few, many, check_exact=True)
 
 
 @pytest.mark.parametrize(

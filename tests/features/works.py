@@ -25,7 +25,7 @@ def images(n: int = 60, *, split: str = "train", seed: int = 1) -> ArrayDataset:
     return from_arrays((x * 255).round().to(torch.uint8), y, name="rows", split=split, classes=CLASSES)
 
 
-def network(seed: int = 5) -> nn.Module:
+def network(seed: int = 5) -> nn.Sequential:
     """Knows the classes: its first layer holds the rows' brightness, and mixtures of all pixels beside."""
     generator = torch.Generator().manual_seed(seed)
     first, last = nn.Linear(16, 12), nn.Linear(12, CLASSES)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from .terminal import print_json
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..features.report import Report
     from ..features.synthetic import Synthetic
+
+
+TableOut = Annotated[
+    Path | None, typer.Option(help="PATH.csv or .parquet that receives the table.", rich_help_panel="Result")
+]
 
 
 def check_outputs(out: Path | None, figure: Path | None) -> None:

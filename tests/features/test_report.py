@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from robustbench_lite.errors import UserError
-from robustbench_lite.features import report as module
 from robustbench_lite.features.figure import draw_images
-from robustbench_lite.features.report import LINEAR, NETWORK, PartRequest, Report, Study, constructions_of, report
+from robustbench_lite.features.report import LINEAR, NETWORK, Report, report
+from robustbench_lite.features.study import RECIPE, PartRequest, Study, constructions_of
 from robustbench_lite.features.tables import save_table
 from robustbench_lite.prepare import DataRequest, make_defenses
 
@@ -106,7 +106,7 @@ def test_accuracy_is_on_real_images(found: Report, request_: DataRequest, monkey
 
     test = request_.load("test")
     data = DataRequest(f"parquet:{found.folders['random']}", workers=0).load("train")
-    recipe = recipe_for([], {**module.RECIPE, "epochs": 3, "seed": 2}, argument="recipe")
+    recipe = recipe_for([], {**RECIPE, "epochs": 3, "seed": 2}, argument="recipe")
     net = train_model(build_model("mlp", n_classes=3, shape=test.shape, seed=2), data, recipe=recipe)
     with torch.no_grad():
         right = (net(test.images(torch.arange(45))).argmax(1) == test.labels).double().mean()

@@ -178,8 +178,8 @@ def show_synthetic(
         print_json({**said, "classifiers": plain(frame), **_files(out, None)})
         return
     table = _table(
-        ["classifier", "accuracy", "measured", "robust", "measured", "bound on robust"],
-        caption=f"in %; bound: p / (1 - p) times the errors, p = {case.p:g} (Tsipras et al. 2019, theorem 2.1)",
+        ["classifier", "accuracy", "measured", "robust", "measured", "bound"],
+        caption="in %; bound on robust: p / (1 - p) times the errors (Tsipras et al. 2019, theorem 2.1)",
     )
     columns = ("accuracy", "measured_accuracy", "robust_accuracy", "measured_robust_accuracy", "bound")
     for row in frame.to_dict("records"):

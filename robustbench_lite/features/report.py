@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +17,16 @@ import torch
 from torch import nn
 
 from ..cache import cache_dir
-from ..data import balanced_subset
+from ..data import balanced_subset, load_dataset
 from ..data.dataset import Dataset
 from ..network import Network, Noise, exact_float32, frozen, placed
 from ..plan import make_threat
-from ..prepare import DataRequest, prepare_model
+from ..prepare import prepare_model
 from ..streams import Stream
 from .building import build, describe
 from .construction import Construction, Workshop
 from .leakage import leakage
-from .study import RECIPE, PartRequest, Study
+from .study import RECIPE, KeptRequest, Study, part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,16 @@ class Bars:
     count: Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None] | None]] = field(
         default=lambda _label, _total: contextlib.nullcontext(None)
     )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What fresh networks learn from: a data set's name and symbol, its splits, and `reached` as `_reached` says."""
+
+    name: str
+    symbol: str
+    request: KeptRequest
+    reached: float
 
 
 @dataclass(frozen=True)
@@ -113,38 +124,19 @@ def report(
     constructions = [construction.resolve(train) for construction in study.constructions]
     needed = sorted({"robust", *(c.network for c in constructions)})
     networks = {name: _source(study, name, test, train, bars) for name in needed}
-    requests: dict[str, tuple[str, DataRequest, float]] = {
-        DATA: (DATA_SYMBOL, PartRequest(**dataclasses.asdict(study.request), samples=samples), float("nan"))
-    }
+    whole = KeptRequest.of(study.request, train=part(train, samples), test=test)
+    lessons = {DATA: Lesson(DATA, DATA_SYMBOL, whole, math.nan)}
     folders: dict[str, Path] = {}
     for construction in constructions:
         every = torch.arange(len(train)) if construction.network == "early" else index
         folder = _built(study, construction, networks[construction.network], train, test, every, bars, stop)
+        made = load_dataset(f"parquet:{folder}", split="train", workers=study.request.workers)
+        request = KeptRequest.of(study.request, train=made, test=test)
         folders[construction.name] = folder
-        request = dataclasses.replace(study.request, dataset=f"parquet:{folder}", image_size=None, download=False)
-        requests[construction.name] = (construction.symbol, request, _reached(folder))
-    rows = []
-    for name, (symbol, request, reached) in requests.items():
-        data = request.load("train")
-        shared = {"set": name, "symbol": symbol, "images": len(data), "reached": reached}
-        with placed(networks["robust"].module, study.device) as module, frozen(module):
-            workshop = Workshop(train, module, seed=study.seed, device=study.device)
-            found = leakage(workshop, data, test)
-        for seed in range(study.seed + 1, study.seed + 1 + study.seeds):
-            with bars.training(f"training on {symbol}, {seed}") as progress:
-                fresh = prepare_model(
-                    study.model,
-                    request,
-                    test,
-                    recipe={**RECIPE, **study.recipe, "seed": seed},
-                    retrain=True,
-                    device=study.device,
-                    progress=progress,
-                )
-            rows.append({**shared, "learner": NETWORK, "seed": seed, **_tested(study, fresh, test, note)})
-        rows.append(
-            {**shared, "learner": LINEAR, "seed": -1, "accuracy": found, "robust_accuracy": None, "next_class": None}
-        )
+        lessons[construction.name] = Lesson(construction.name, construction.symbol, request, _reached(folder))
+    rows: list[dict[str, Any]] = []
+    for lesson in lessons.values():
+        rows += _learned(study, lesson, networks["robust"], test, bars, note)
     chance = float(torch.bincount(test.labels).max()) / len(test)
     frame = pd.DataFrame(rows).astype({"robust_accuracy": "float64", "next_class": "float64"})
     frame["chance"] = chance
@@ -152,20 +144,50 @@ def report(
     return Report(frame, chance, folders, accuracies, _said(study, networks, constructions, train, test, samples))
 
 
+def _learned(
+    study: Study,
+    lesson: Lesson,
+    robust: LoadedModel,
+    test: Dataset,
+    bars: Bars,
+    note: Callable[[str], None] | None,
+) -> list[dict[str, Any]]:
+    """The rows of one data set: a fresh network a seed, and a linear layer on the robust network's features."""
+    data = lesson.request.load("train")
+    shared = {"set": lesson.name, "symbol": lesson.symbol, "images": len(data), "reached": lesson.reached}
+    rows = []
+    for seed in range(study.seed + 1, study.seed + 1 + study.seeds):
+        with bars.training(f"training on {lesson.symbol}, {seed}") as progress:
+            fresh = prepare_model(
+                study.model,
+                lesson.request,
+                test,
+                recipe={**RECIPE, **study.recipe, "seed": seed},
+                retrain=True,
+                device=study.device,
+                progress=progress,
+            )
+        rows.append({**shared, "learner": NETWORK, "seed": seed, **_tested(study, fresh, test, note)})
+    with placed(robust.module, study.device) as module, frozen(module):
+        found = leakage(Workshop(data, module, seed=study.seed, device=study.device), data, test)
+    linear = {"learner": LINEAR, "seed": -1, "accuracy": found, "robust_accuracy": None, "next_class": None}
+    return [*rows, {**shared, **linear}]
+
+
 def _source(study: Study, name: str, test: Dataset, train: Dataset, bars: Bars) -> LoadedModel:
     """A network whose features are used: trained by the standard recipe, by the defenses, or only a little."""
-    request: DataRequest = study.request
+    data = train
     recipe: dict[str, Any] = {"seed": study.seed}
     if study.source_epochs is not None:
         recipe["epochs"] = study.source_epochs
     if name == "early":
         few = min(len(train), max(EARLY, len(train) // 20)) if study.early_samples is None else study.early_samples
-        request = PartRequest(**dataclasses.asdict(study.request), samples=few)
+        data = part(train, few)
         recipe["epochs"] = 1
     with bars.training(f"training {name}") as progress:
         return prepare_model(
             study.model,
-            request,
+            KeptRequest.of(study.request, train=data, test=test),
             test,
             defenses=study.defenses if name == "robust" else (),
             recipe=recipe,

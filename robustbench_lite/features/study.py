@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,17 +31,26 @@ RECIPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class PartRequest(DataRequest):
-    """A data set whose training split is a class-balanced part of it, of `samples` images."""
+class KeptRequest(DataRequest):
+    """A data set whose splits are at hand: each is read once, however many networks learn from it."""
 
-    samples: int = 0
+    splits: Mapping[str, Dataset] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: DataRequest, **splits: Dataset) -> KeptRequest:
+        """The request with these splits, `train` and `test`."""
+        return cls(**dataclasses.asdict(request), splits=splits)
 
     def load(self, split: str | None = None) -> Dataset:
-        """The data set; of the training split a part."""
-        whole = super().load(split)
-        if split != "train" or self.samples >= len(whole):
-            return whole
-        return part_of(whole, balanced_subset(whole.labels, self.samples), split=f"{whole.split}, {self.samples} of it")
+        """The split as it was given."""
+        return self.splits[split or self.split]
+
+
+def part(whole: Dataset, samples: int) -> Dataset:
+    """A class-balanced part of `samples` images; the data set itself where it has no more."""
+    if samples >= len(whole):
+        return whole
+    return part_of(whole, balanced_subset(whole.labels, samples), split=f"{whole.split}, {samples} of it")
 
 
 @dataclass(frozen=True)

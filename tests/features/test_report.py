@@ -15,7 +15,7 @@ import torch
 from robustbench_lite.errors import UserError
 from robustbench_lite.features.figure import draw_images
 from robustbench_lite.features.report import LINEAR, NETWORK, Report, report
-from robustbench_lite.features.study import RECIPE, PartRequest, Study, constructions_of
+from robustbench_lite.features.study import RECIPE, KeptRequest, Study, constructions_of, part
 from robustbench_lite.features.tables import save_table
 from robustbench_lite.prepare import DataRequest, make_defenses
 
@@ -71,10 +71,10 @@ def found(request_: DataRequest, tmp_path_factory: pytest.TempPathFactory) -> Re
 def test_a_row_a_network_and_a_row_a_control(found: Report) -> None:
     rows = found.rows
     assert list(dict.fromkeys(rows["set"])) == ["data", *KINDS]
-    for _, part in rows.groupby("set"):
-        nets = part[part["learner"] == NETWORK]
+    for _, own in rows.groupby("set"):
+        nets = own[own["learner"] == NETWORK]
         assert nets["seed"].tolist() == [1, 2]  # never that of the networks whose features are used
-        assert (part["learner"] == LINEAR).sum() == 1
+        assert (own["learner"] == LINEAR).sum() == 1
         assert nets["accuracy"].between(0, 1).all() and nets["robust_accuracy"].between(0, 1).all()
     sizes = rows.groupby("set")["images"].first()
     assert sizes[["data", "robust", "random", "shifted"]].tolist() == [30] * 4
@@ -133,12 +133,14 @@ def test_the_table_is_written_with_what_decided_it(found: Report, tmp_path: Path
 
 
 def test_a_part_is_balanced_and_has_a_fingerprint_of_its_own(request_: DataRequest) -> None:
-    part = PartRequest(request_.dataset, workers=0, samples=9)
-    data = part.load("train")
-    assert torch.bincount(data.labels).tolist() == [3, 3, 3]
-    assert data.fingerprint != request_.load("train").fingerprint
-    assert len(part.load("test")) == 45
-    assert len(PartRequest(request_.dataset, workers=0, samples=60).load("train")) == 60
+    train, test = request_.load("train"), request_.load("test")
+    few = part(train, 9)
+    assert torch.bincount(few.labels).tolist() == [3, 3, 3]
+    assert few.fingerprint != train.fingerprint
+    assert part(train, 60) is train
+    kept = KeptRequest.of(request_, train=few, test=test)
+    assert kept.load() is kept.load("test") is test
+    assert kept.load("train") is few
 
 
 def test_options_go_where_they_belong() -> None:

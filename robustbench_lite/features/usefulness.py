@@ -51,12 +51,29 @@ def rho(values: Tensor, y: Tensor) -> Tensor:
     return (values[y > 0].mean(0) - values[y < 0].mean(0)) / 2
 
 
+def centre_and_spread(values: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of features (N, F) with both sides weighing one half, (F,) float64 each.
+
+    In these units no rho is larger than 1. The spread of a feature that is constant is 0 exactly.
+    """
+    sides = [values[y > 0].double(), values[y < 0].double()]
+    centre = (sides[0].mean(0) + sides[1].mean(0)) / 2
+    variance = sum(((part - centre).square().mean(0) for part in sides), torch.zeros_like(centre)) / 2
+    constant = (values == values[:1]).all(0)
+    return centre, torch.where(constant, 0.0, variance.sqrt())
+
+
 def choose_tasks(values: Tensor, labels: Tensor, classes: int, pair: tuple[int, int] | None = None) -> list[Task]:
     """For each feature (N, F) the class and the sign with which it is most useful; with `pair` the sign alone."""
     pairs: list[tuple[int, int | None]] = [pair] if pair is not None else [(k, None) for k in range(classes)]
-    found = torch.stack([rho(values, side(labels, *one)) for one in pairs])
-    best = found.abs().argmax(0)
-    signs = found.gather(0, best.unsqueeze(0))[0].sign()
+    found = []
+    for one in pairs:
+        y = side(labels, *one)
+        spread = centre_and_spread(values, y)[1]
+        found.append(torch.where(spread > 0, rho(values, y) / spread.clamp_min(1e-300), 0.0))
+    each = torch.stack(found)
+    best = each.abs().argmax(0)
+    signs = each.gather(0, best.unsqueeze(0))[0].sign()
     return [
         Task(pairs[k][0], pairs[k][1], 1 if s >= 0 else -1) for k, s in zip(best.tolist(), signs.tolist(), strict=True)
     ]
@@ -77,11 +94,12 @@ def usefulness(
 ) -> pd.DataFrame:
     """rho and gamma of each penultimate feature (Ilyas et al. 2019, arXiv:1905.02175, section 2), a row each.
 
-    rho = E[y f(x)], gamma = E[inf over |delta| <= eps of y f(x + delta)], f brought to mean 0 and variance 1 on
-    `train`. The paper's y is -1 or 1: with `pair` the two classes, else each feature's own class against all others,
-    both sides weighing one half. Class and sign are chosen on `train` and everything else is measured on `test`, so
-    that choosing the best of many does not flatter it. The infimum is what the attack finds, from the image itself at
-    worst: gamma is an upper bound, and a feature that it calls robust is so against this attack.
+    rho = E[y f(x)], gamma = E[inf over |delta| <= eps of y f(x + delta)], f brought to mean 0 and variance 1 on the
+    images of `train` that count, so that |rho| <= 1 there. The paper's y is -1 or 1: with `pair` the two classes, else
+    each feature's own class against all others, both sides weighing one half. Class and sign are chosen on `train` and
+    everything else is measured on `test`, so that choosing the best of many does not flatter it. The infimum is what
+    the attack finds, from the image itself at worst: gamma is an upper bound, and a feature that it calls robust is so
+    against this attack.
 
     Columns: feature, positive, negative (-1: all others), sign, rho, gamma, kind: `robust` (gamma > 0 within two
     standard errors), `nonrobust` (rho > 0 likewise, gamma not), `useless`; rho_error, gamma_error: standard errors;
@@ -94,18 +112,20 @@ def usefulness(
     _check(pair, workshop.n_classes)
     known, values = features_of(workshop.features, train).double(), features_of(workshop.features, test).double()
     tasks = choose_tasks(known, train.labels, workshop.n_classes, pair)
-    mean, spread = known.mean(0), known.std(0, correction=0)
-    constant = spread <= 1e-9 * spread.max().clamp_min(1e-300)
     rows = []
     for number, task in enumerate(tasks):
         y = side(test.labels, task.positive, task.negative) * task.sign
         at = y.nonzero()[:, 0]
-        scale = 1.0 if constant[number] else float(spread[number])
-        own = (values[:, number] - mean[number]) / scale
-        moved = own[at] if constant[number] else own[at].clone()
-        if not constant[number]:
+        centre, spread = (
+            float(one)
+            for one in centre_and_spread(known[:, [number]], side(train.labels, task.positive, task.negative))
+        )
+        constant, scale = not spread, spread or 1.0
+        own = (values[:, number] - centre) / scale
+        moved = own[at]
+        if not constant:
             worst = _worst(workshop, number, test, at, y[at], made, threat, batch_size)
-            worst = (worst.double() - mean[number]) / scale
+            worst = (worst.double() - centre) / scale
             moved = torch.where(y[at] > 0, torch.minimum(worst, moved), torch.maximum(worst, moved))
         rows.append(
             {
@@ -114,7 +134,7 @@ def usefulness(
                 "negative": -1 if task.negative is None else task.negative,
                 "sign": task.sign,
                 **_row(own[at], moved, y[at]),
-                "constant": bool(constant[number]),
+                "constant": constant,
             }
         )
         if progress is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_lite.data.checks import from_arrays
 from robustbench_lite.data.dataset import ArrayDataset
 from robustbench_lite.errors import UserError
 from robustbench_lite.features.figure import draw_usefulness
-from robustbench_lite.features.usefulness import Task, choose_tasks, rho, side, usefulness
+from robustbench_lite.features.usefulness import Task, centre_and_spread, choose_tasks, rho, side, usefulness
 
 from .works import CLASSES, workshop
 
@@ -46,6 +47,14 @@ def first(model: nn.Sequential) -> nn.Linear:
     return layer
 
 
+def by_hand(values: Tensor, labels: Tensor, row: dict[Any, Any]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a feature over its two sides, each image repeated until both weigh the same."""
+    ones = values[labels == row["positive"]]
+    rest = values[labels != row["positive"]] if row["negative"] < 0 else values[labels == row["negative"]]
+    both = torch.cat([ones.repeat(len(rest)), rest.repeat(len(ones))])
+    return both.mean(), both.std(correction=0)
+
+
 @pytest.mark.parametrize(("norm", "eps", "dual"), [("l2", 0.1, 2.0), ("linf", 0.02, 1.0)])
 @pytest.mark.parametrize("pair", [None, (0, 2)])
 def test_of_linear_features_gamma_is_rho_less_the_dual_norm(
@@ -59,8 +68,8 @@ def test_of_linear_features_gamma_is_rho_less_the_dual_norm(
     )
     weight = first(model).weight.detach().double()
     values = train.images(torch.arange(200)).flatten(1).double() @ weight.T
-    spread = values.std(0, correction=0)
-    expected = frame["rho"].to_numpy()[:-1] - (eps * weight.norm(dual, dim=1) / spread)[:-1].numpy()
+    spread = torch.stack([by_hand(values[:, j], train.labels, frame.iloc[j].to_dict())[1] for j in range(4)])
+    expected = frame["rho"].to_numpy()[:-1] - (eps * weight[:-1].norm(dual, dim=1) / spread).numpy()
     np.testing.assert_allclose(frame["gamma"].to_numpy()[:-1], expected, atol=2e-3)
     assert frame["constant"].tolist() == [False] * 4 + [True]
     assert frame["rho"].iloc[-1] == frame["gamma"].iloc[-1] == 0
@@ -73,10 +82,11 @@ def test_rho_is_the_mean_of_y_f_by_hand() -> None:
     frame = usefulness(workshop(train, model), train, test, eps=0.0, pair=(1, 0))
     with torch.no_grad():
         known, seen = (first(model)(d.images(torch.arange(len(d))).flatten(1)).double() for d in (train, test))
-    scaled = (seen - known.mean(0)) / known.std(0, correction=0).clamp_min(1e-300)
+    told = [by_hand(known[:, j], train.labels, frame.iloc[j].to_dict()) for j in range(4)]
+    scaled = torch.stack([(seen[:, j] - centre) / spread for j, (centre, spread) in enumerate(told)], 1)
     ones, zeros = scaled[test.labels == 1], scaled[test.labels == 0]  # of both as many: E is the plain mean
-    expected = torch.cat([ones, -zeros]).mean(0) * torch.tensor(frame["sign"].to_numpy())
-    np.testing.assert_allclose(frame["rho"].to_numpy()[:-1], expected[:-1].numpy(), atol=1e-6)
+    expected = torch.cat([ones, -zeros]).mean(0) * torch.tensor(frame["sign"].to_numpy())[:-1]
+    np.testing.assert_allclose(frame["rho"].to_numpy()[:-1], expected.numpy(), atol=1e-6)
     np.testing.assert_allclose(frame["gamma"], frame["rho"], atol=1e-6)  # eps 0 takes nothing
 
 
@@ -115,6 +125,9 @@ def test_neither_zero_nor_unit_of_a_feature_matters(seed: int, shift: float, sca
     labels[:3] = torch.arange(3)
     y = side(labels, 1, None)
     torch.testing.assert_close(rho(values * scale + shift, y), scale * rho(values, y), rtol=1e-6, atol=1e-9)
+    spread = centre_and_spread(values, y)[1]
+    assert (rho(values, y).abs() <= spread * (1 + 1e-9)).all()  # by Cauchy and Schwarz
+    torch.testing.assert_close(centre_and_spread(values * scale + shift, y)[1], scale * spread, rtol=1e-6, atol=1e-9)
     tasks = choose_tasks(values, labels, 3)
     assert tasks == choose_tasks(values * scale + shift, labels, 3)
     flipped = choose_tasks(-values, labels, 3)

@@ -59,6 +59,10 @@ def usefulness(
     figure: Annotated[
         Path | None, typer.Option(help="PATH.png: gamma over rho, a point a feature.", rich_help_panel="Result")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="--out of an earlier run, PATH.parquet, for a panel of its own.", rich_help_panel="Result"),
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
     """How useful each feature of a network is (rho), and what of that an attack leaves (gamma)."""
@@ -70,10 +74,11 @@ def usefulness(
     from ..perturbation import make_attack
     from ..plan import make_threat
     from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
-    from .features_show import check_outputs, parse_classes, show_usefulness
+    from .features_show import check_outputs, parse_classes, read_beside, show_usefulness
     from .terminal import count_bar, note, training_bar
 
     check_outputs(out, figure)
+    panels = read_beside(beside or [], figure)
     o.check_model_name(model)
     pair = None if classes is None else parse_classes(classes)
     threat = make_threat(norm, eps)
@@ -125,7 +130,7 @@ def usefulness(
         "eps": threat.eps,
         "seed": seed,
     }
-    show_usefulness(frame, said, out=out, figure=figure, as_json=as_json)
+    show_usefulness(frame, said, panels=panels, out=out, figure=figure, as_json=as_json)
 
 
 def synthetic(

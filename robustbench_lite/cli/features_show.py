@@ -127,19 +127,45 @@ def show_report(found: Report, data: Dataset, *, out: Path | None, figure: Path 
     _print(head, table, lines, files)
 
 
+def read_beside(paths: list[Path], figure: Path | None) -> dict[str, pd.DataFrame]:
+    """Earlier measurements of usefulness by the names of their networks."""
+    from ..errors import UserError
+    from ..features.tables import load_table
+
+    if paths and figure is None:
+        raise UserError("--beside: it is for the picture; give --figure too")
+    found = {}
+    for path in paths:
+        frame, said = load_table(path, argument="--beside")
+        if "gamma" not in frame:
+            raise UserError(f"--beside: {str(path)!r} is no table of rbl features usefulness")
+        found[_named(said)] = frame
+    return found
+
+
+def _named(said: Mapping[str, Any]) -> str:
+    return str(said["model"]) + ("" if said["defense"] == "none" else f", {said['defense']}")
+
+
 def show_usefulness(
-    frame: pd.DataFrame, said: dict[str, Any], *, out: Path | None, figure: Path | None, as_json: bool
+    frame: pd.DataFrame,
+    said: dict[str, Any],
+    *,
+    panels: Mapping[str, pd.DataFrame],
+    out: Path | None,
+    figure: Path | None,
+    as_json: bool,
 ) -> None:
     """Counts by kind, and the features of most use."""
     from ..features.figure import draw_usefulness
     from ..features.tables import plain, save_table
     from ..figure import NORM_TEXT
 
-    name = said["model"] + ("" if said["defense"] == "none" else f", {said['defense']}")
+    name = _named(said)
     if out is not None:
         save_table(out, frame, said)
     if figure is not None:
-        draw_usefulness(figure, {name: frame}, threat=f"{NORM_TEXT[said['norm']]} {said['eps']:.3g}")
+        draw_usefulness(figure, {**panels, name: frame}, threat=f"{NORM_TEXT[said['norm']]} {said['eps']:.3g}")
     counts = {kind: int((frame["kind"] == kind).sum()) for kind in ("robust", "nonrobust", "useless")}
     files = _files(out, figure)
     if as_json:

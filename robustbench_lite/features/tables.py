@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from ..examples import check_output
 from ..files import write_whole
 from .storage import KEY
@@ -33,6 +34,19 @@ def save_table(path: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> None
     table = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {**(table.schema.metadata or {}), KEY: json.dumps(said, sort_keys=True).encode()}
     write_whole(path, lambda temporary: pq.write_table(table.replace_schema_metadata(metadata), temporary))
+
+
+def load_table(path: Path, *, argument: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of a Parquet file that `save_table` wrote, and what decided them. UserError for any other file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        said = json.loads((table.schema.metadata or {})[KEY])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        raise UserError(f"{argument}: {str(path)!r} is no table that rbl features wrote; give one of --out") from None
+    return table.to_pandas(), said
 
 
 def plain(frame: pd.DataFrame) -> list[dict[str, Any]]:

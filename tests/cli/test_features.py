@@ -77,9 +77,13 @@ def test_usefulness_of_a_network(rbl: Rbl) -> None:
     given = ("features", "usefulness", "--model", "nets.py:make", "--dataset", "npz:ok.npz", "--steps", "2")
     refused = rbl(*given)
     assert "--dataset" in refused.error  # these images have no training split to choose classes by
+    short = ("features", "usefulness", *SHORT, "--samples", "30", "--attack", "noise")
+    assert rbl(*short, "--out", "v.parquet").code == 0
+    assert "--beside: 'u.csv' is no table" in rbl(*short, "--figure", "u.png", "--beside", "u.csv").error
+    assert "give --figure too" in rbl(*short, "--beside", "v.parquet").error
     done = rbl(
         *("features", "usefulness", *SHORT, "--samples", "30", "--steps", "1", "--eps", "0.2"),
-        *("--classes", "1,7", "--out", "u.csv", "--figure", "u.png", "--json"),
+        *("--classes", "1,7", "--out", "u.csv", "--figure", "u.png", "--beside", "v.parquet", "--json"),
     ).json
     assert sum(done["counts"].values()) == len(done["features"]) == 256
     frame = pd.read_csv("u.csv")

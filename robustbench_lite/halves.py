@@ -62,12 +62,16 @@ class HalfRequest(DataRequest):
 
 def half_of(whole: Dataset, half: int) -> Part:
     """Half 1 or 2 of a data set, with a fingerprint of its own."""
-    places = halves(whole.labels)[half - 1]
+    return part_of(whole, halves(whole.labels)[half - 1], split=f"{whole.split}, half {half} of 2")
+
+
+def part_of(whole: Dataset, places: Tensor, *, split: str) -> Part:
+    """The images of a data set at `places` (n,) int64, with a fingerprint of its own; split: what it is called."""
     digest = hashlib.sha256(whole.fingerprint.encode())
     digest.update(places.numpy().astype("<i8").tobytes())
     return Part(
         name=whole.name,
-        split=f"{whole.split}, half {half} of 2",
+        split=split,
         classes=whole.classes,
         shape=whole.shape,
         labels=whole.labels[places],

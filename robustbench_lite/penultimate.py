@@ -76,3 +76,19 @@ class Penultimate(nn.Module):
         finally:
             handle.remove()
         return seen[-1]
+
+
+class OneFeature(nn.Module):
+    """One feature as two logits, f and -f, so that an attack by name moves it: label 0 says that f should be large.
+
+    The margin of label 0 is 2 f and that of label 1 is -2 f, so what lowers the margin makes y f small.
+    """
+
+    def __init__(self, features: Penultimate, number: int) -> None:
+        super().__init__()
+        self.features, self.number = features, number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, 2) of images (N, C, H, W)."""
+        value = self.features(x)[:, self.number]
+        return torch.stack([value, -value], 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,14 @@ def _check_types(spec: object, options: object) -> None:
         raise UserError(f"attack_options: expected a mapping such as {{'steps': 40}}, got {options!r}")
 
 
+class Attempt(NamedTuple):
+    """What one attempt of an attack made, (N, C, H, W), and the passes that each image cost, (N,) int64."""
+
+    candidate: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+
 def perturb(
     model: nn.Module,
     x: Tensor,
@@ -88,20 +96,47 @@ def perturb(
     get equal random numbers only if they stand at the same place. The model's mode is left as found. An attack
     that learns from many images does so from these, at every call.
     """
+    made = attempt(
+        model, x, y, attack=attack, norm=norm, eps=eps, attack_options=attack_options, targets=targets, seed=seed
+    )
+    return made.candidate
+
+
+def attempt(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: str | Attack = "pgd",
+    norm: str = "linf",
+    eps: float = 8 / 255,
+    attack_options: Mapping[str, Any] | None = None,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    place: Tensor | None = None,
+    block: int | None = None,
+) -> Attempt:
+    """As `perturb`, with what it cost.
+
+    place: (N,) int64, to which the images' random numbers belong; by default their places in the batch.
+    block: compute in blocks of so many rows (see `Network`), so that no result depends on how many others share a
+    batch; None: in one.
+    """
     threat = Threat(norm, eps)
     made = make_attack(attack, attack_options, threat)
     device = x.device
-    place = torch.arange(len(x), device=device)
+    if place is None:
+        place = torch.arange(len(x), device=device)
     base = Stream(torch.zeros_like(place)).child(f"seed {seed}").child(place)
     with frozen(model), torch.no_grad():
-        network = Network(model, device=device)
+        network = Network(model, device=device, block=block)
         zero = torch.zeros_like(y)
         learned: Mapping[str, Tensor] = {}
         if needs_fit(made, threat):
             learned = fit_attack(made, network, FitData(x, y), threat=threat, target=_one(targets), seed=seed).learned
         stream = base.child(f"attack {made.name}")
         batch = Batch(made.ball(threat, x), y, targets, zero, stream, zero, learned=learned)
-        forwards = torch.zeros_like(y)
+        forwards, backwards = torch.zeros_like(y), torch.zeros_like(y)
 
         def ask() -> Query:
             return Query(
@@ -118,11 +153,12 @@ def perturb(
         query = ask()
         state = made.start(query, batch)
         for step in range(made.length):
-            forwards = query.forwards
+            forwards, backwards = query.forwards, backwards + query.backwards
             batch = replace(batch, step=torch.full_like(y, step))
             query = ask()
             state = made.step(query, batch, state)
-        return batch.ball.project(state.candidate.detach())
+        candidate = batch.ball.project(state.candidate.detach())
+    return Attempt(candidate, query.forwards, backwards + query.backwards)
 
 
 def _one(targets: Tensor | None) -> str | int | None:

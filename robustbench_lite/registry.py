@@ -1,4 +1,4 @@
-"""Attacks, defenses, model families and data sets, found by name; only what was asked for is imported.
+"""What has a name (attacks, defenses, model families, data sets, ...); only what was asked for is imported.
 
 A name is looked up in three places: the built-ins (a class with a `name` in a file of the kind's
 package, found by reading the source, so that adding one is adding its file), the entry-point group
@@ -28,6 +28,7 @@ PACKAGES = {
     "defenses": "robustbench_lite.defenses",
     "models": "robustbench_lite.models.families",
     "datasets": "robustbench_lite.data.sources",
+    "constructions": "robustbench_lite.features.constructions",
 }
 
 

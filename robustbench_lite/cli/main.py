@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PluginError, RblError
-from . import curve, doctor, evaluate, leaderboard, plugins, sweep, train, transfer, verify
+from . import curve, doctor, evaluate, features, leaderboard, plugins, sweep, train, transfer, verify
 from .speed import prepare_process
 from .wording import as_typed, place_of, usage
 
@@ -41,6 +41,7 @@ app.command(epilog=transfer.EPILOG)(transfer.transfer)
 app.command(epilog=plugins.EPILOG)(plugins.plugins)
 app.add_typer(plugins.attacks_app, name="attacks")
 app.add_typer(plugins.defenses_app, name="defenses")
+app.add_typer(features.app, name="features")
 app.command(epilog=doctor.EPILOG)(doctor.doctor)
 
 

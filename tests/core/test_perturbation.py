@@ -11,7 +11,7 @@ from robustbench_lite.attacks.noise import Noise
 from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.errors import AccessError, UserError
 from robustbench_lite.losses import margin
-from robustbench_lite.perturbation import make_attack, perturb
+from robustbench_lite.perturbation import attempt, make_attack, perturb
 from robustbench_lite.query import Query
 from robustbench_lite.threat import Threat
 
@@ -117,3 +117,21 @@ def test_a_file_that_is_no_attack(labels: Tensor, tmp_path: object) -> None:
         out.write("class Thing:\n    pass\n")
     with pytest.raises(UserError, match=r"is no subclass of robustbench_lite\.Attack"):
         perturb(mlp(), images(2), labels, attack=f"{file}:Thing")
+
+
+def test_an_attempt_says_what_it_cost() -> None:
+    model, x = mlp(), images(20)
+    made = attempt(model, x, labels_of(model, x), attack="pgd", attack_options={"steps": 7})
+    assert made.forwards.tolist() == made.backwards.tolist() == [7] * 20
+    assert torch.equal(made.candidate, perturb(model, x, labels_of(model, x), attack_options={"steps": 7}))
+
+
+def test_an_attempt_in_parts_is_that_on_the_whole() -> None:
+    """With places of their own and blocks of fixed rows nothing depends on the company, to the last bit."""
+    model, x = mlp(), images(21)
+    y, place = labels_of(model, x), torch.arange(100, 121)
+    whole = attempt(model, x, y, place=place, block=8).candidate
+    parts = [slice(0, 5), slice(5, 6), slice(6, 21)]
+    apart = [attempt(model, x[part], y[part], place=place[part], block=8).candidate for part in parts]
+    assert torch.equal(torch.cat(apart), whole)
+    assert not torch.equal(attempt(model, x, y, block=8).candidate, whole)  # it starts at random, by place

@@ -17,7 +17,7 @@ from .bounds_patch import patched, takes
 
 Method = Literal["interval", "crown"]
 
-_MEMORY = 1 << 25  # numbers of one tensor at most, 256 MiB
+_MEMORY = 1 << 22  # numbers of one tensor at most, 32 MiB: what a processor's cache can take
 # Of the bound of float32's error: what computing the bounds themselves in float64 may add, with much to spare.
 _OWN = 2.0**-20
 
@@ -51,7 +51,7 @@ class Bounds:
 
         x: (N, C, H, W) in [0, 1]; y: (N,). eps: in pixels (l0: a count). The ball is cut by [0, 1].
         """
-        found = [self._margins(x[rows], y[rows], norm, eps) for rows in _parts(len(x), self._rows())]
+        found = [self._margins(x[rows], y[rows], norm, eps) for rows in _parts(len(x), self.rows)]
         return torch.cat([margin for margin, _ in found]), torch.cat([slack for _, slack in found])
 
     @torch.no_grad()
@@ -111,8 +111,11 @@ class Bounds:
             index = order[:, part]
             least = self._both(found, place, index, region)
             low, high = least[:, : index.shape[1]], -least[:, index.shape[1] :]
-            lower.scatter_(1, index, low.maximum(lower.gather(1, index)))
-            upper.scatter_(1, index, high.minimum(upper.gather(1, index)))
+            # Images with fewer open numbers than others are filled up; what fills must change nothing.
+            asked = wanted.gather(1, index)
+            before = Interval(lower.gather(1, index), upper.gather(1, index))
+            lower.scatter_(1, index, torch.where(asked, low.maximum(before.lower), before.lower))
+            upper.scatter_(1, index, torch.where(asked, high.minimum(before.upper), before.upper))
         return Interval(lower.reshape(now.lower.shape), upper.reshape(now.upper.shape))
 
     def _both(self, found: list[Interval], place: int, index: Tensor, region: Region) -> Tensor:
@@ -159,10 +162,11 @@ class Bounds:
             errors.append(step.operation.error(*((errors[k], found[k].size) for k in step.given)))
         return errors[-1]
 
-    def _rows(self) -> int:
+    @property
+    def rows(self) -> int:
         """How many images are bounded together."""
         widest = max(torch.Size(step.shape).numel() for step in self.steps)
-        return max(1, min(64, _MEMORY // (widest * 64)))
+        return max(1, min(64, _MEMORY // (widest * 16)))
 
 
 def differences(y: Tensor, classes: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -44,6 +44,7 @@ class Call:
 
     @property
     def kind(self) -> str:
+        """What is called, in a word."""
         if isinstance(self.thing, nn.Module):
             return type(self.thing).__name__
         return getattr(self.thing, "__name__", str(self.thing))

@@ -70,10 +70,19 @@ class InferenceDefense(Defense):
     `uniform_like`, which keep each image's noise its own. differentiable: the gradient through
     `transform` is that of what it computes; where not, attacks go through `surrogate` on the way back
     (BPDA, Athalye et al. 2018, arXiv:1802.00420). What it states is checked.
+
+    votes: the class of an image is the one that most of so many draws say, where the mean of their logits decides for
+    another randomised defense; None: it is no vote.
     """
 
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
+    votes: ClassVar[int | None] = None
+
+    @property
+    def sigma_of_votes(self) -> float | None:
+        """The standard deviation of the noise of a vote over images with Gaussian noise and nothing else; else None."""
+        return None
 
     def transform(self, x: Tensor) -> Tensor:
         """What the network sees in place of the images x (N, C, H, W) in [0, 1]; same shape and range."""

@@ -28,6 +28,7 @@ PACKAGES = {
     "defenses": "robustbench_lite.defenses",
     "models": "robustbench_lite.models.families",
     "datasets": "robustbench_lite.data.sources",
+    "certifiers": "robustbench_lite.certifiers",
 }
 
 

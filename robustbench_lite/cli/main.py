@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ..errors import PluginError, RblError
-from . import curve, doctor, evaluate, leaderboard, plugins, train, transfer, verify
+from . import certify, curve, doctor, evaluate, leaderboard, plugins, train, transfer, verify
 from .speed import prepare_process
 from .wording import as_typed, place_of, usage
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=certify.EPILOG)(certify.certify)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=curve.EPILOG)(curve.curve)

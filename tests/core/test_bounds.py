@@ -224,9 +224,10 @@ def test_a_bound_does_not_hang_on_its_batch(norm: str) -> None:
     network, x = made("two convolutions", 1), images(2, 7)
     y = torch.arange(7) % CLASSES
     bounds = Bounds(network, x.shape[1:])
-    together, _ = bounds.margins(x, y, norm=norm, eps=EPS[norm])
-    alone = torch.cat([bounds.margins(x[i : i + 1], y[i : i + 1], norm=norm, eps=EPS[norm])[0] for i in range(7)])
-    assert torch.allclose(together, alone, rtol=0, atol=1e-12)
+    together = bounds.margins(x, y, norm=norm, eps=EPS[norm])
+    alone = [bounds.margins(x[i : i + 1], y[i : i + 1], norm=norm, eps=EPS[norm]) for i in range(7)]
+    for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.allclose(whole, torch.cat(parts), rtol=0, atol=1e-12)
 
 
 class Wave(nn.Module):

@@ -72,26 +72,23 @@ class Bounds:
 
     def layers(self, region: Region) -> list[Interval]:
         """Bounds of every step's result."""
-        found: list[Interval] = []
+        if self.method == "interval":
+            return intervals(self.steps, region.box)
         bends = self._before_bends() | {len(self.steps) - 1}
-        for place, step in enumerate(self.steps):
-            if step.operation is None:
-                found.append(region.box)
-                continue
-            interval = step.operation.interval(*(found[k] for k in step.given))
-            found.append(interval)
-            if self.method == "crown" and place in bends and isinstance(step.operation, Affine):
-                found[place] = self._tightened(found, place, region)
-        return found
+
+        def tighten(found: list[Interval], place: int) -> Interval:
+            affine = isinstance(self.steps[place].operation, Affine)
+            return self._tightened(found, place, region) if affine and place in bends else found[place]
+
+        return intervals(self.steps, region.box, tighten)
 
     def _margins(self, x: Tensor, y: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor]:
         region = Region(x.double(), norm, eps)
         found = self.layers(region)
+        least = least_margins(self.steps, found, y)
         ways = differences(y, self.classes)
-        last = len(self.steps) - 1
-        least = traced(self.steps, found, last, ways, stop=_bent)
         if self.method == "crown":
-            least = torch.maximum(least, traced(self.steps, found, last, ways, region=region))
+            least = torch.maximum(least, traced(self.steps, found, len(self.steps) - 1, ways, region=region))
         error = self._error(found)
         others = ways.argmin(2)
         slack = (error.gather(1, y.unsqueeze(1)) + error.gather(1, others)) * (1 + _OWN)
@@ -167,6 +164,30 @@ class Bounds:
         """How many images are bounded together."""
         widest = max(torch.Size(step.shape).numel() for step in self.steps)
         return max(1, min(64, _MEMORY // (widest * 16)))
+
+
+def intervals(
+    steps: Sequence[Step], box: Interval, tighten: Callable[[list[Interval], int], Interval] | None = None
+) -> list[Interval]:
+    """Bounds of every step's result from those of the image, (N, ...) each.
+
+    tighten: given all bounds so far and the place of the last of them, better ones for it.
+    """
+    found: list[Interval] = []
+    for place, step in enumerate(steps):
+        found.append(box if step.operation is None else step.operation.interval(*(found[k] for k in step.given)))
+        if tighten is not None and step.operation is not None:
+            found[place] = tighten(found, place)
+    return found
+
+
+def least_margins(steps: Sequence[Step], found: Sequence[Interval], y: Tensor) -> Tensor:
+    """The least of logit y minus any other logit by intervals, (N, K - 1).
+
+    The layers behind the last activation are taken together with the difference (Gowal et al. 2018, section 3).
+    """
+    ways = differences(y, steps[-1].shape[0], found[-1].lower.dtype)
+    return traced(steps, found, len(steps) - 1, ways, stop=_bent)
 
 
 def differences(y: Tensor, classes: int, dtype: torch.dtype = torch.float64) -> Tensor:

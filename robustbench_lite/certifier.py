@@ -96,6 +96,12 @@ class Bounding(Certifier):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     method: ClassVar[Method]
 
+    def check(self, defenses: Sequence[InferenceDefense], threat: Threat) -> None:
+        """Bounds are of what is computed, not of what is drawn."""
+        super().check(defenses, threat)
+        if drawn := [defense.name for defense in defenses if defense.randomized]:
+            raise UserError(f"method: {self.name} cannot bound the randomised defense {drawn[0]}; leave it out")
+
     def prepare(self, scene: Scene) -> Prover:
         """The network's layers."""
         bounds = Bounds(wrap_all(scene.module, scene.defenses), scene.shape, method=self.method)

@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .defense import Defense, InferenceDefense, wrap_all
 from .environment import environment_record
 from .errors import UserError
-from .network import Network, exact_float32, frozen, placed, seed_torch, usable_device
+from .network import Network, Noise, exact_float32, frozen, placed, seed_torch, usable_device
 from .options import configure, option_types
 from .plan import (
     begun,
@@ -266,6 +266,9 @@ def run_certification(
         classes = len(plan.data.classes)
         network = Network(module, n_classes=classes, device=plan.device, max_batch=max(plan.batch_size, 1))
         scene = Scene(plan.model.module, plan.inference, network, tuple(plan.data.shape), plan.threat)
+        # What is wrong with the network itself is told as such, and not as what cannot be bounded.
+        row = torch.zeros(1, dtype=torch.int64, device=plan.device)
+        network.logits(plan.data.images(plan.index[:1]).to(plan.device), Noise(Stream(row), row))
         prover = plan.certifier.prepare(scene)
         if leaderboard is None:
             columns, seconds = _Proving(plan, prover, None, begin, stop).finish()

@@ -102,6 +102,8 @@ def test_a_false_certificate_ends_the_run_with_one_line(
         (("--figure", "x.png"), "--figure: only smoothing finds a radius for every image"),
         ((*SMOOTH, "--figure", "x.pdf"), "--figure must be a path that ends in .png"),
         (("--batch-size", "0"), "--batch-size must be >= 1, got 0"),
+        (("--model", "nets.py:raises"), "raised KeyError"),
+        (("--model", "nets.py:seven_classes"), "--model: expected logits of shape (1, 4)"),
         (("--model", "nets.py:softmax"), "--model: cannot bound 1 (Softmax)"),
         (("--defense", "random-noise"), "--method: crown cannot bound the randomised defense random-noise"),
         (("--defense", "bit-depth"), "--model: cannot bound"),

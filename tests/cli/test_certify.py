@@ -86,6 +86,46 @@ def test_a_false_certificate_ends_the_run_with_one_line(
     assert verified.code == 2 and "contradict each other" in verified.out + verified.err
 
 
+MINE = """
+from dataclasses import dataclass
+import torch
+import robustbench_lite as rbl
+from robustbench_lite.certifier import Proofs
+
+
+@dataclass(frozen=True)
+class Lipschitz(rbl.Certifier):
+    name, summary, source, norms = "lipschitz", "the product of the layers' norms", "mine", ("l2",)
+    per_image = True
+    share: float = 1.0
+
+    def prepare(self, scene):
+        norms = [torch.linalg.matrix_norm(p.double(), 2) for p in scene.module.parameters() if p.ndim == 2]
+        slope = 2**0.5 * torch.stack(norms).prod()
+
+        def prove(x, y, stream, *, tick):
+            logits = scene.module(x).double()
+            top = logits.topk(2, 1)
+            gap = top.values[:, 0] - top.values[:, 1]
+            tick(len(x))
+            return Proofs(top.indices[:, 0], self.share * gap / slope, gap)
+
+        return prove
+"""
+
+
+def test_a_method_of_ones_own(rbl: Rbl, evaluate: Rbl, folder: Path) -> None:
+    (folder / "mine.py").write_text(MINE, "utf-8")
+    own = ("--method", "mine.py:Lipschitz", "--method-option", "share=0.5", "--eps", "0.001")
+    found = rbl("certify", *DATA, *own, "--json").json
+    assert found["method"] == "lipschitz" and found["method_options"] == {"share": 0.5}
+    assert found["certified_at"]["0"] == found["clean_accuracy"] >= found["certified_accuracy"] > 0
+    made = read_certificate(found["certificate_file"])
+    assert made.specification.method.source_sha256 is not None
+    assert evaluate("--norm", "l2", "--eps", "0.001", "--steps", "3").code == 0
+    assert rbl("plugins", "certifiers", "crown").out.startswith("crown: linear bounds")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

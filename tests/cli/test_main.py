@@ -20,7 +20,7 @@ from robustbench_lite.cli.wording import as_typed, usage
 from .harness import PROGRAM, Rbl, environment
 
 COMMANDS = (
-    *("", "evaluate", "transfer", "curve", "train", "verify", "plugins", "doctor"),
+    *("", "evaluate", "transfer", "curve", "train", "certify", "verify", "plugins", "doctor"),
     *("leaderboard", "leaderboard show", "leaderboard build", "leaderboard merge", "leaderboard verify"),
     *("attacks", "attacks new", "attacks check", "defenses", "defenses new", "defenses check"),
 )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attack import Attack, Batch, State
-    from .certification import Certified, certify
+    from .certification import certify
+    from .certified import Certified
     from .certifier import Certifier
     from .data import Dataset, load_dataset
     from .defense import Defense, InferenceDefense, Loss, TrainingDefense
@@ -37,7 +38,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "attack": ("Attack", "Batch", "State"),
-    "certification": ("Certified", "certify"),
+    "certification": ("certify",),
+    "certified": ("Certified",),
     "certifier": ("Certifier",),
     "data": ("Dataset", "load_dataset"),
     "defense": ("Defense", "InferenceDefense", "Loss", "TrainingDefense"),

@@ -1,4 +1,4 @@
-"""A certification from a network and images to a certificate: planned, carried out, kept on the way, resumed."""
+"""A certification carried out: kept on the way, resumed, and its certificate written and held against the runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,208 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .certification_plan import CertificationPlan, certificate_threat, make_certifier
+from .certified import Certified
 from .certifier import Certifier, Prover, Scene
 from .checkpoint import Checkpoint
-from .defense import Defense, InferenceDefense, wrap_all
-from .environment import environment_record
+from .defense import Defense, wrap_all
 from .errors import UserError
-from .network import Network, Noise, exact_float32, frozen, placed, seed_torch, usable_device
-from .options import configure, option_types
-from .plan import (
-    begun,
-    check_images,
-    dataset_record,
-    defense_records,
-    device_name,
-    foreign_hash,
-    make_threat,
-    model_record,
-)
-from .registry import load
+from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
+from .plan import check_images
 from .running import Interrupted
 from .streams import Stream, content_hashes, hash_rows
-from .threat import Threat
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from .data import Dataset
-    from .models import LoadedModel
     from .records.certificate import Certificate, CertificateSpecification
-
-_STEPS = 4  # of the radii that a table of a sigma shows, at least
-
-
-def make_certifier(method: str | Certifier, options: Mapping[str, Any] | None = None) -> Certifier:
-    """The method by its name or `FILE.py:NAME`, with these options. UserError for what is no method."""
-    if isinstance(method, Certifier):
-        return method
-    cls = load("certifiers", method, argument="method")
-    if not (isinstance(cls, type) and issubclass(cls, Certifier)):
-        raise UserError(f"method: {method} is no Certifier")
-    return configure(cls, options, argument="method option")
-
-
-def certificate_threat(norm: str | None, eps: float | str | None, certifier: Certifier) -> Threat:
-    """The threat of this norm, by default the method's first; eps by the norm."""
-    return make_threat(norm or certifier.norms[0], eps)
-
-
-@dataclass(frozen=True)
-class CertificationPlan:
-    """Everything that decides a certificate; fields as those of `Plan`."""
-
-    model: LoadedModel
-    data: Dataset
-    index: Tensor
-    certifier: Certifier
-    threat: Threat
-    options: Mapping[str, Any] = field(default_factory=dict)
-    defenses: Sequence[Defense] = ()
-    defense_specs: Sequence[str] = ()
-    seed: int = 0
-    batch_size: int = 256
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        check_certification(
-            self.certifier,
-            self.threat,
-            self.defenses,
-            shape=tuple(self.data.shape),
-            seed=self.seed,
-            batch_size=self.batch_size,
-        )
-        usable_device(self.device)
-        if not len(self.index):
-            raise UserError("x: expected at least one image, got none")
-
-    @property
-    def inference(self) -> list[InferenceDefense]:
-        """The defenses that stand before the network."""
-        return [d for d in self.defenses if isinstance(d, InferenceDefense)]
-
-    def specification(self, started: datetime.datetime) -> CertificateSpecification:
-        """What the record says, before the rows are there."""
-        from . import __version__
-        from .records.certificate import CertificateSpecification, MethodRecord
-        from .records.specification import ThreatRecord
-
-        certifier, threat = self.certifier, self.threat
-        resolved = {name: getattr(certifier, name) for name in option_types(type(certifier))}
-        return CertificateSpecification(
-            version=__version__,
-            model=model_record(self.model),
-            defenses=defense_records(self.defenses, self.defense_specs),
-            dataset=dataset_record(self.data, len(self.index)),
-            method=MethodRecord(
-                name=certifier.name,
-                options={name: getattr(certifier, name) for name in self.options},
-                resolved=resolved | certifier.told(self.inference),
-                source_sha256=foreign_hash(certifier),
-                per_image=certifier.per_image,
-            ),
-            threat=ThreatRecord(norm=threat.norm, eps=threat.eps, low=threat.low, high=threat.high),
-            seed=self.seed,
-            batch_size=self.batch_size,
-            device=device_name(self.device),
-            environment=environment_record(),
-            times=begun(started),
-        )
-
-
-def check_certification(
-    certifier: Certifier,
-    threat: Threat,
-    defenses: Sequence[Defense],
-    *,
-    shape: tuple[int, ...],
-    seed: int,
-    batch_size: int,
-) -> None:
-    """Raise UserError for what is wrong whatever the network is, so that it is told before a training."""
-    if batch_size < 1:
-        raise UserError(f"batch_size must be >= 1, got {batch_size}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be in 0..{2**63 - 1}, got {seed}")
-    threat.check_shape(shape)
-    certifier.check([d for d in defenses if isinstance(d, InferenceDefense)], threat)
-
-
-@dataclass(frozen=True)
-class Certified:
-    """What a certification found: numbers, one row an image, and the record that proves it."""
-
-    certificate: Certificate
-    file: Path | None = None
-    settled: str = ""
-
-    @property
-    def samples(self) -> pd.DataFrame:
-        """One row an image, with the columns of the file."""
-        frame: pd.DataFrame = self.certificate.table.to_pandas()
-        return frame
-
-    @property
-    def certified_accuracy(self) -> float:
-        """Share of images that are right and proved to stay so within eps."""
-        return self._share("certified")
-
-    @property
-    def clean_accuracy(self) -> float:
-        """Share of images that are right; where the method abstains they are not."""
-        return self._share("correct")
-
-    @property
-    def abstained(self) -> float:
-        """Share of images of which the method says no class."""
-        return int(self.certificate.table["prediction"].null_count) / int(self.certificate.table.num_rows)
-
-    def accuracy_at(self, radius: float) -> float:
-        """Share of images that are right and proved to stay so within this radius."""
-        table = self.certificate.table
-        return float((table["correct"].to_numpy() & (table["radius"].to_numpy() >= radius)).mean())
-
-    def radii(self) -> list[float]:
-        """Round radii, from 0 to the first at which nothing is certified."""
-        largest = float(np.max(self.certificate.table["radius"].to_numpy(), initial=0.0))
-        rough = largest / _STEPS
-        if not rough:
-            return [0.0]
-        power = 10.0 ** np.floor(np.log10(rough))
-        step = float(max(factor * power for factor in (1, 2, 2.5, 5) if factor * power <= rough * (1 + 1e-9)))
-        return [round(step * k, 10) for k in range(int(largest / step) + 2)]
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers as plain JSON."""
-        from .records.summary import wilson
-
-        s, table = self.certificate.specification, self.certificate.table
-        low, high = wilson(int(np.count_nonzero(table["certified"].to_numpy())), table.num_rows)
-        row: dict[str, Any] = {
-            "certificate_id": s.certificate_id(),
-            "model": s.model.name,
-            "defense": s.defense,
-            "dataset": s.dataset.name,
-            "method": s.method.name,
-            "method_options": s.method.resolved,
-            "norm": s.threat.norm,
-            "eps": s.threat.eps,
-            "n": table.num_rows,
-            "certificate_file": None if self.file is None else str(self.file),
-            "clean_accuracy": self.clean_accuracy,
-            "certified_accuracy": self.certified_accuracy,
-            "certified_low": low,
-            "certified_high": high,
-            "abstained": self.abstained,
-            "seconds": s.times.seconds,
-        }
-        if s.method.per_image:
-            row["certified_at"] = {f"{radius:g}": self.accuracy_at(radius) for radius in self.radii()}
-        return row
-
-    def _share(self, name: str) -> float:
-        return float(self.certificate.table[name].to_numpy().mean())
 
 
 class _Place:

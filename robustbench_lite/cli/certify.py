@@ -12,7 +12,8 @@ import typer
 from . import options as o
 
 if TYPE_CHECKING:
-    from ..certification import CertificationPlan, Certified
+    from ..certification_plan import CertificationPlan
+    from ..certified import Certified
 
 EPILOG = """\
 [bold]Examples[/]
@@ -74,7 +75,7 @@ def certify(
     as_json: o.AsJson = False,
 ) -> None:
     """Certified accuracy of a model: the share of images that no attack within eps can turn, proved image by image."""
-    from ..certification import CertificationPlan, certificate_threat, check_certification, make_certifier
+    from ..certification_plan import CertificationPlan, certificate_threat, check_certification, make_certifier
     from ..data import balanced_subset
     from ..prepare import DataRequest, make_defenses, pick_device, prepare_model, recorded_defenses
     from .evaluate import check_board

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import robustbench_lite as rbl
 from robustbench_lite import checkpoint
-from robustbench_lite.certification import CertificationPlan, certificate_threat, make_certifier, run_certification
+from robustbench_lite.certification import run_certification
+from robustbench_lite.certification_plan import CertificationPlan, certificate_threat, make_certifier
 from robustbench_lite.certifiers.smoothing import lower_bound, radius_of
 from robustbench_lite.data import balanced_subset
 from robustbench_lite.defenses.randomized_smoothing import RandomizedSmoothing

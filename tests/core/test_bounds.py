@@ -82,7 +82,7 @@ def images(seed: int, count: int = 2) -> Tensor:
     return torch.where(x < 0.15, torch.zeros(()), torch.where(x > 0.85, torch.ones(()), x))
 
 
-def inside(x: Tensor, norm: str, eps: float, seed: int, count: int = 60) -> Tensor:
+def inside(x: Tensor, norm: str, eps: float, seed: int, count: int = 40) -> Tensor:
     """Points of the ball of each image, many of them on its border, (count, N, ...)."""
     threat, keys = Threat(norm, eps), torch.arange(len(x)) + 97 * seed
     ball = threat.around(x)
@@ -96,9 +96,20 @@ def inside(x: Tensor, norm: str, eps: float, seed: int, count: int = 60) -> Tens
     return torch.stack(points)
 
 
-@settings(max_examples=18, deadline=None, derandomize=True)
+@pytest.mark.parametrize("norm", sorted(EPS))
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_nothing_in_the_ball_is_outside_whatever_the_layers_and_the_norm(name: str, norm: str) -> None:
+    hold_against_points(name, norm, seed=11)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(name=st.sampled_from(sorted(NETS)), norm=st.sampled_from(sorted(EPS)), seed=st.integers(0, 1000))
-def test_nothing_in_the_ball_is_outside_and_crown_is_at_least_as_tight(name: str, norm: str, seed: int) -> None:
+def test_nothing_in_the_ball_is_outside_of_a_random_network(name: str, norm: str, seed: int) -> None:
+    hold_against_points(name, norm, seed)
+
+
+def hold_against_points(name: str, norm: str, seed: int) -> None:
+    """Points of the ball give nothing outside the bounds, and CROWN's margins are at least as tight."""
     network, x = made(name, seed), images(seed)
     points = inside(x, norm, EPS[norm], seed)
     with torch.no_grad():

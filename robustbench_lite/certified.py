@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .records.certificate import Certificate
 
-_STEPS = 4  # of the radii that a table shows, at least
+_STEPS = 3  # of the radii that a table shows, at least
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,9 @@ NETS = {
         *(nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.ReLU()),
         features=48,
     ),
+    "two in a row": lambda: conv(
+        *(nn.ReLU(), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1), nn.ReLU()), features=72
+    ),
     "groups": lambda: conv(nn.ReLU(), nn.Conv2d(3, 6, 3, dilation=2, groups=3), nn.LeakyReLU(0.2), features=24),
     "max pooling": lambda: conv(nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 2, 2), nn.ReLU(), features=8),
     "tanh": lambda: conv(nn.Tanh(), nn.AvgPool2d(2), nn.Sigmoid(), features=27),
@@ -117,9 +120,15 @@ def hold_against_points(name: str, norm: str, seed: int) -> None:
     y = torch.tensor([seed % CLASSES] * len(x))
     others = [k for k in range(CLASSES) if k != seed % CLASSES]
     margins = answers[:, :, [seed % CLASSES]] - answers[:, :, others]
+    exact = Bounds(network, x.shape[1:], method="interval")
+    values = exact.layers(Region(points.double().flatten(0, 1), "linf", 0.0))  # without a ball: every layer's result
     found = {}
     for method in ("interval", "crown"):
         bounds = Bounds(network, x.shape[1:], method=method)
+        for value, layer in zip(values, bounds.layers(Region(x.double(), norm, EPS[norm])), strict=True):
+            each = value.lower.reshape(len(points), *layer.lower.shape)
+            assert (each >= layer.lower - 1e-9).all()
+            assert (each <= layer.upper + 1e-9).all()
         logits = bounds.logits(x, norm=norm, eps=EPS[norm])
         assert (answers >= logits.lower - 1e-9).all()
         assert (answers <= logits.upper + 1e-9).all()

@@ -67,7 +67,7 @@ def test_mixed_labels_count_for_their_larger_part_and_a_network_in_training_stay
 
 def test_it_can_be_certified() -> None:
     x, y = batch(90)
-    nets = (trained(epochs=12), trained(IBP(eps=0.05), epochs=12))
+    nets = (trained(epochs=8), trained(IBP(eps=0.05), epochs=8))
     proved = [rbl.certify(m, x, y, method="interval", eps=0.05).certified_accuracy for m in nets]
     assert proved[1] > max(0.5, proved[0])
 

@@ -21,7 +21,8 @@ Kind = Literal["gaussian", "uniform", "sign"]
 class NoiseAugmentation(TrainingDefense):
     """Learns from images with noise of size eps: what adversarial training is compared with (Goodfellow et al. 2015).
 
-    kind: "gaussian" of standard deviation eps, "uniform" in [-eps, eps], or eps times a random "sign"; cut to [0, 1].
+    kind: "gaussian" of standard deviation eps, "uniform" in [-eps, eps], or eps times a random "sign". clip: cut the
+    noisy image to [0, 1]; randomized smoothing, whose noise is not cut, wants it false.
     Against an attack it does next to nothing (section 6 of arXiv:1412.6572: noise has no length along the gradient);
     it is what randomized smoothing is trained with (Cohen et al. 2019).
     """
@@ -32,6 +33,7 @@ class NoiseAugmentation(TrainingDefense):
 
     eps: float = 0.1
     kind: str = "gaussian"
+    clip: bool = True
 
     def __post_init__(self) -> None:
         if not self.eps >= 0:
@@ -47,4 +49,5 @@ class NoiseAugmentation(TrainingDefense):
         else:
             noise = 2 * torch.rand_like(x) - 1
             noise = noise.sign() if self.kind == "sign" else noise
-        return inner(network, (x + self.eps * noise).clamp(0, 1), y)
+        noisy = x + self.eps * noise
+        return inner(network, noisy.clamp(0, 1) if self.clip else noisy, y)

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attack import Attack, Batch, State
+    from .certification import certify
+    from .certified import Certified
+    from .certifier import Certifier
     from .data import Dataset, load_dataset
     from .defense import Defense, InferenceDefense, Loss, TrainingDefense
     from .errors import AccessError, PluginError, RblError, RecordError, UserError
@@ -35,6 +38,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "attack": ("Attack", "Batch", "State"),
+    "certification": ("certify",),
+    "certified": ("Certified",),
+    "certifier": ("Certifier",),
     "data": ("Dataset", "load_dataset"),
     "defense": ("Defense", "InferenceDefense", "Loss", "TrainingDefense"),
     "errors": ("AccessError", "PluginError", "RblError", "RecordError", "UserError"),
@@ -58,6 +64,8 @@ __all__ = [
     "Attack",
     "Ball",
     "Batch",
+    "Certified",
+    "Certifier",
     "Dataset",
     "Defense",
     "Gradient",
@@ -76,6 +84,7 @@ __all__ = [
     "TrainingDefense",
     "TransferMatrix",
     "UserError",
+    "certify",
     "evaluate",
     "get_loss",
     "load_dataset",

@@ -15,21 +15,29 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .engine import Engine
 from .errors import UserError
 from .files import write_whole
 from .fitting import Fit
-from .portfolio import Chain
 
 EVERY = 2.0  # seconds between stores, at least
 _SHARE = 0.05  # of the run's time that storing may take
+
+
+class Resumable(Protocol):
+    """What can be stored between two steps, an engine say, and put where it was."""
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Everything needed to go on."""
+
+    def restore(self, stored: dict[str, Tensor]) -> None:
+        """Go on where a snapshot was taken."""
 
 
 class Checkpoint:
@@ -73,7 +81,7 @@ class Checkpoint:
         """Whether a process before this one stored something."""
         return (self.folder / "engine.safetensors").exists()
 
-    def load(self, engine: Engine | Chain) -> tuple[list[dict[str, Tensor]], float] | None:
+    def load(self, engine: Resumable) -> tuple[list[dict[str, Tensor]], float] | None:
         """Put the engine where it was stored: the finished columns and the seconds spent; None where nothing fits."""
         try:
             tensors, note = _read(self.folder / "engine.safetensors")
@@ -116,7 +124,7 @@ class Checkpoint:
         """Whether it is time to store."""
         return time.monotonic() - self.last >= max(EVERY, self.cost / _SHARE)
 
-    def store(self, engine: Engine | Chain, seconds: float) -> None:
+    def store(self, engine: Resumable, seconds: float) -> None:
         """Everything up to now, on disk."""
         began = time.monotonic()
         if not self.ours:

@@ -77,7 +77,8 @@ class InferenceDefense(Defense):
     `uniform_like`, which keep each image's noise its own. differentiable: the gradient through
     `transform` is that of what it computes; where not, attacks go through `surrogate` on the way back
     (BPDA, Athalye et al. 2018, arXiv:1802.00420). trained_behind: the network is trained behind the defense, not put
-    behind it afterwards. What it states is checked.
+    behind it afterwards. votes: the class of an image is the one that most of so many draws say, where the mean of
+    their logits decides for another randomised defense; None: it is no vote. What it states is checked.
 
     An image that is rejected is not fooled; a clean one that is rejected is not classified right.
     """
@@ -85,6 +86,12 @@ class InferenceDefense(Defense):
     randomized: ClassVar[bool] = False
     differentiable: ClassVar[bool] = True
     trained_behind: ClassVar[bool] = False
+    votes: ClassVar[int | None] = None
+
+    @property
+    def sigma_of_votes(self) -> float | None:
+        """The standard deviation of the noise of a vote over images with Gaussian noise and nothing else; else None."""
+        return None
 
     @property
     def rejects(self) -> bool:

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from .convolution import FoldedConvolutions
 from .errors import UserError
@@ -112,6 +113,8 @@ class Network:
     block: compute in padded blocks of exactly this many rows, so that a row's result cannot depend on
     how many others it shares a batch with.
     precision: "bf16" or "f16" adds a copy of the model for queries that ask for it (`low`).
+    hard_votes: where several draws are asked for by number, which is what verdicts do, each has one vote: in the place
+    of mean logits come the classes' shares of the votes.
     forward_rows, backward_rows: images that went through the model so far, padding of blocks included.
 
     n_classes: K; None: that of the first answer.
@@ -134,9 +137,11 @@ class Network:
         block: int | None = None,
         max_batch: int = 1024,
         rejects: bool = False,
+        hard_votes: bool = False,
     ) -> None:
         self.model = model
         self.rejects = rejects
+        self.hard_votes = hard_votes
         self.n_classes = n_classes
         self.device = torch.device(device)
         self.dtype = PRECISIONS[precision]
@@ -160,12 +165,15 @@ class Network:
         """
         if not len(x):
             return self._of_nothing(x)
+        votes = self.hard_votes and (draws or 1) > 1
 
         def compute(part: Tensor, part_noise: Noise) -> tuple[Tensor, ...]:
             total: Tensor | None = None
             for k in range(draws or self.eot):
                 with torch.no_grad():
                     logits = self._forward(part, part_noise, k, low)
+                if votes:
+                    logits = one_hot(logits.argmax(1), logits.shape[1]).float()
                 total = logits if total is None else total + logits
             assert total is not None
             return (total / (draws or self.eot) if (draws or self.eot) > 1 else total,)

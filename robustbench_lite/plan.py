@@ -31,7 +31,7 @@ from .threat import Threat
 
 if TYPE_CHECKING:
     from .models import LoadedModel
-    from .records.specification import DefenseRecord, Specification
+    from .records.specification import DatasetRecord, DefenseRecord, ModelRecord, Specification, TimesRecord
 
 DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
 EOT_DRAWS = 8
@@ -144,7 +144,12 @@ class Plan:
         eot, votes = (EOT_DRAWS, VOTES) if self.stated.randomized else (1, 1)
         if self.stated.randomized and self.attack.eot is not None:
             eot = self.attack.eot
-        return self.eot or eot, self.votes or votes
+        return self.eot or eot, self.votes or self.hard_votes or votes
+
+    @property
+    def hard_votes(self) -> int | None:
+        """How many draws vote on a class, by what the defenses state; None: none does."""
+        return max((d.votes for d in self.inference if d.votes is not None), default=None)
 
 
 def check_settings(
@@ -300,46 +305,20 @@ def specification_of(
 ) -> Specification:
     """The record of the plan, as far as it is known before the run."""
     from . import __version__
-    from .records.specification import (
-        AttackRecord,
-        CostsRecord,
-        DatasetRecord,
-        ModelRecord,
-        Specification,
-        ThreatRecord,
-        TimesRecord,
-    )
+    from .records.specification import AttackRecord, CostsRecord, Specification, ThreatRecord
 
     attack, threat, (eot, votes) = plan.attack, plan.threat, plan.draws
     return Specification(
         version=__version__,
         status="shard" if plan.shard else "complete",
-        model=ModelRecord(
-            name=plan.model.name,
-            sha256=plan.model.sha256,
-            parameters=plan.model.parameters,
-            weights=plan.model.weights,
-            preprocessing=plan.model.preprocessing,
-            recipe=plan.model.recipe,
-            source_sha256=plan.model.source_sha256,
-            layout_sha256=layout_sha256(plan.model.module),
-        ),
-        defenses=tuple(
-            _defense_record(d, spec, plan.learn_from) for d, spec in zip(plan.defenses, _specs(plan), strict=True)
-        ),
-        dataset=DatasetRecord(
-            name=plan.data.name,
-            split=plan.data.split,
-            fingerprint=plan.data.fingerprint,
-            classes=len(plan.data.classes),
-            shape=tuple(plan.data.shape),
-            samples=len(plan.index),
-        ),
+        model=model_record(plan.model),
+        defenses=defense_records(plan.defenses, plan.defense_specs, plan.learn_from),
+        dataset=dataset_record(plan.data, len(plan.index)),
         attack=AttackRecord(
             name=attack.name,
             options=_passed(attack, plan.attack_options),
             resolved=_resolved(attack, threat) | ({} if plan.fit is None else {"fit": plan.fit.record}),
-            source_sha256=_foreign_hash(attack.inner if isinstance(attack, Transfer) else attack),
+            source_sha256=foreign_hash(attack.inner if isinstance(attack, Transfer) else attack),
             access=attack.access,
             minimal=attack.minimal,
             own_limits=attack.own_limits,
@@ -356,16 +335,57 @@ def specification_of(
         shard=plan.shard,
         warnings=tuple(f.text for f in findings),
         verdict=verdict(list(findings)),
-        device=_device_name(plan.device),
+        device=device_name(plan.device),
         environment=environment_record(),
-        times=TimesRecord(started=started.isoformat(timespec="seconds").replace("+00:00", "Z"), seconds=0.0),
+        times=begun(started),
         calls=checked,
         costs=CostsRecord(training_seconds=training_seconds(plan.model.history)),
     )
 
 
-def _specs(plan: Plan) -> Sequence[str]:
-    return plan.defense_specs or [d.name for d in plan.defenses]
+def model_record(model: LoadedModel) -> ModelRecord:
+    """What a record says of the network."""
+    from .records.specification import ModelRecord
+
+    return ModelRecord(
+        name=model.name,
+        sha256=model.sha256,
+        parameters=model.parameters,
+        weights=model.weights,
+        preprocessing=model.preprocessing,
+        recipe=model.recipe,
+        source_sha256=model.source_sha256,
+        layout_sha256=layout_sha256(model.module),
+    )
+
+
+def dataset_record(data: Dataset, samples: int) -> DatasetRecord:
+    """What a record says of the data set, of which it has so many samples."""
+    from .records.specification import DatasetRecord
+
+    return DatasetRecord(
+        name=data.name,
+        split=data.split,
+        fingerprint=data.fingerprint,
+        classes=len(data.classes),
+        shape=tuple(data.shape),
+        samples=samples,
+    )
+
+
+def begun(started: datetime.datetime) -> TimesRecord:
+    """What a record says of its times at the beginning; `started` in UTC."""
+    from .records.specification import TimesRecord
+
+    return TimesRecord(started=started.isoformat(timespec="seconds").replace("+00:00", "Z"), seconds=0.0)
+
+
+def defense_records(
+    defenses: Sequence[Defense], specs: Sequence[str], learn_from: FitData | None = None
+) -> tuple[DefenseRecord, ...]:
+    """What a record says of the defenses; specs: as the user named them. learn_from: what some learned from."""
+    named = specs or [d.name for d in defenses]
+    return tuple(_defense_record(d, spec, learn_from) for d, spec in zip(defenses, named, strict=True))
 
 
 def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> DefenseRecord:
@@ -379,7 +399,7 @@ def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> 
         spec=spec.rsplit("/", 1)[-1],
         options={name: value for name, value in resolved.items() if value != _default(defense, name)},
         resolved=resolved,
-        source_sha256=_foreign_hash(defense),
+        source_sha256=foreign_hash(defense),
         randomized=at_inference and defense.randomized,  # type: ignore[attr-defined]
         differentiable=not at_inference or defense.differentiable,  # type: ignore[attr-defined]
         kind="inference" if at_inference else "training",
@@ -393,11 +413,12 @@ def _default(thing: Defense, option: str) -> Any:
     return next((f.default for f in dataclasses.fields(thing) if f.name == option), dataclasses.MISSING)
 
 
-def _foreign_hash(thing: Attack | Defense) -> str | None:
+def foreign_hash(thing: Any) -> str | None:
     """The hash of a plug-in's source; what comes with the package is told by the package's version."""
     return None if type(thing).__module__.startswith("robustbench_lite.") else source_hash(type(thing))
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What a record says of the device."""
     kind = torch.device(device)
     return f"{device} ({torch.cuda.get_device_name(kind)})" if kind.type == "cuda" else device

@@ -74,6 +74,7 @@ def run_plan(
             eot=eot,
             max_batch=max(plan.batch_size, 1),
             rejects=plan.rejects,
+            hard_votes=plan.hard_votes is not None,
         )
         source = PlanSource(plan)
         findings, answers = probe(plan, network)
@@ -184,6 +185,7 @@ def _result(
     leaderboard: Path | None = None,
     before_write: Callable[[Result], Run] | None = None,
 ) -> Result:
+    from .records.contradiction import refute_with_folder
     from .records.run import seal, settle
 
     table = make_table(
@@ -209,4 +211,5 @@ def _result(
     if before_write is not None:
         run = before_write(Result(run, images, learned=learned))
     file, settled = settle(leaderboard, run)
+    refute_with_folder(leaderboard, run=dataclasses.replace(run, path=file))
     return Result(run, images, file, settled, confidence, learned)

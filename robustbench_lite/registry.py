@@ -29,6 +29,7 @@ PACKAGES = {
     "models": "robustbench_lite.models.families",
     "datasets": "robustbench_lite.data.sources",
     "constructions": "robustbench_lite.features.constructions",
+    "certifiers": "robustbench_lite.certifiers",
 }
 
 

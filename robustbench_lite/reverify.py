@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 from .defense import InferenceDefense, wrap_all
 from .errors import UserError
@@ -99,8 +100,10 @@ def reverify(
     faults += [*_saved_faults(pairs), *_image_faults(run, pairs)]
     count = _draws(run, draws)
     network = wrap_all(module, defenses, None if learn_from is None else (learn_from.x, learn_from.y)).to(device)
-    clean = _predict(network, pairs.x, device=device, batch_size=batch_size, draws=count)
-    moved = _predict(network, pairs.adversarial, device=device, batch_size=batch_size, draws=count)
+    asked: dict[str, Any] = {"device": device, "batch_size": batch_size, "draws": count}
+    asked["hard_votes"] = any(d.votes is not None for d in defenses)
+    clean = _predict(network, pairs.x, **asked)
+    moved = _predict(network, pairs.adversarial, **asked)
     return _compare(run, pairs, clean=clean, moved=moved, draws=count, faults=faults)
 
 
@@ -278,18 +281,29 @@ def _compare(
 
 
 def _predict(
-    network: nn.Module, images: npt.NDArray[np.float32], *, device: str, batch_size: int, draws: int
+    network: nn.Module,
+    images: npt.NDArray[np.float32],
+    *,
+    device: str,
+    batch_size: int,
+    draws: int,
+    hard_votes: bool = False,
 ) -> tuple[Ints, Mask]:
-    """The class of each image by the mean of `draws` logits, and whether rounding could change it."""
+    """The class of each image by the mean of `draws` logits, or by votes, and whether rounding could change it."""
+
+    def said(x: torch.Tensor) -> torch.Tensor:
+        logits = _logits(network, x)
+        return one_hot(logits.argmax(1), logits.shape[1]).float() if hard_votes else logits
+
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     predictions, ties = [], []
     with exact_float32(), frozen(network), torch.no_grad(), torch.random.fork_rng(devices):
         torch.seed()  # fresh: not the randomness that the run was decided by
         for first in range(0, len(images), batch_size):
             x = torch.from_numpy(images[first : first + batch_size]).to(device)
-            total = _logits(network, x)
+            total = said(x)
             for _ in range(draws - 1):
-                total = total + _logits(network, x)
+                total = total + said(x)
             mean = (total / draws).double().cpu()
             top = mean.topk(2, dim=1).values
             predictions.append(mean.argmax(1))

@@ -265,7 +265,7 @@ def _listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[st
 
 def test_everything_is_listed_with_its_origin_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     records = _listed(capsys)
-    for kind in ("attacks", "defenses", "models", "datasets"):
+    for kind in ("attacks", "defenses", "models", "datasets", "certifiers"):
         names = {record["name"] for record in records if record["kind"] == kind and record["origin"] == "built-in"}
         assert names == set(registry.builtins(kind))
     assert all(r["summary"] and r["source"] and not r["broken"] for r in records if r["origin"] == "built-in")
@@ -306,7 +306,7 @@ def test_a_broken_plug_in_is_shown_with_its_reason(form: str, site: Path, capsys
 def test_one_kind_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert {record["kind"] for record in _listed(capsys, "models")} == {"models"}
     assert main(["plugins", "model"]) == 2
-    assert "kind must be one of attacks, defenses, models, datasets, got 'model'" in capsys.readouterr().err
+    assert "kind must be one of attacks, defenses, models, datasets, certifiers, got 'model'" in capsys.readouterr().err
 
 
 def test_an_installed_defense_is_checked_by_its_name(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,7 @@ def evaluate(
 
 def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | None) -> None:
     """What would fail at the end of a long run fails before it."""
-    _check_board(leaderboard / "runs")
+    check_board(leaderboard / "runs")
     if save_examples is not None:
         from ..examples import check_examples_path
 
@@ -228,7 +228,7 @@ def _check_paths(leaderboard: Path, save_examples: Path | None, figure: Path | N
         check_figure_path(figure)
 
 
-def _check_board(folder: Path) -> None:
+def check_board(folder: Path) -> None:
     """Whether files can be written there; a folder that is missing is made only when there is one to put in."""
     from ..errors import UserError
 

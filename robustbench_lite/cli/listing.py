@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..errors import PluginError
 from ..registry import Entry, builtins, installed
 
-KINDS = ("attacks", "defenses", "models", "datasets")
+KINDS = ("attacks", "defenses", "models", "datasets", "certifiers")
 
 OWN_LIMITS = "limits of its own"  # in the place of norms
 
@@ -20,6 +20,7 @@ _FACTS = {
     "defenses": ("stage", "randomised", "differentiable"),
     "models": (),
     "datasets": (),
+    "certifiers": ("norms",),
 }
 
 
@@ -85,7 +86,7 @@ def describe(entry: Entry) -> Plugin:
 def _described(entry: Entry, thing: Any) -> Plugin:
     name = getattr(thing, "name", entry.name)
     shown = entry.name if name == entry.name else f"{entry.name} ({name})"
-    facts = _attack(thing) if entry.kind == "attacks" else _defense(thing) if entry.kind == "defenses" else {}
+    facts = _FACTS_OF[entry.kind](thing) if entry.kind in _FACTS_OF else {}
     text = {what: " ".join(str(getattr(thing, what, "")).split()) for what in ("summary", "source")}
     return Plugin(entry.kind, shown, entry.origin, text["summary"].rstrip("."), text["source"], facts)
 
@@ -113,6 +114,21 @@ def _defense(thing: Any) -> dict[str, Any]:
 def _adaptive(thing: Any) -> str:
     """The attack made for a defense, as a person writes it: `pgd steps=200`."""
     return " ".join([thing.adaptive, *(f"{name}={value}" for name, value in thing.adaptive_options.items())])
+
+
+def _certifier(thing: Any) -> dict[str, Any]:
+    from ..certifier import Certifier
+
+    if not (isinstance(thing, type) and issubclass(thing, Certifier)):
+        raise TypeError("it is no subclass of robustbench_lite.Certifier")
+    return {"norms": list(thing.norms)}
+
+
+_FACTS_OF: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "attacks": _attack,
+    "defenses": _defense,
+    "certifiers": _certifier,
+}
 
 
 def _one_line(error: BaseException) -> str:

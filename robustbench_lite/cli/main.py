@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from ..errors import PluginError, RblError
-from . import curve, doctor, evaluate, features, leaderboard, plugins, sweep, train, transfer, verify
+from . import (
+    certify,
+    curve,
+    doctor,
+    evaluate,
+    features,
+    leaderboard,
+    plugins,
+    sweep,
+    train,
+    transfer,
+    verify,
+)
 from .speed import prepare_process
 from .wording import as_typed, place_of, usage
 
@@ -34,6 +46,7 @@ app = typer.Typer(
 app.command(epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command(epilog=sweep.EPILOG)(sweep.sweep)
 app.command(epilog=train.EPILOG)(train.train)
+app.command(epilog=certify.EPILOG)(certify.certify)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command(epilog=verify.EPILOG)(verify.verify)
 app.command(epilog=curve.EPILOG)(curve.curve)

@@ -38,6 +38,7 @@ class Kind(StrEnum):
     defenses = "defenses"
     models = "models"
     datasets = "datasets"
+    certifiers = "certifiers"
 
 
 class Format(StrEnum):
@@ -93,7 +94,7 @@ def plugins(
     ] = None,
     format: Annotated[Format, typer.Option(help="How to write it.")] = Format.rich,
 ) -> None:
-    """List every attack, defense, model family and data set, with where it came from and its source.
+    """List every attack, defense, model family, data set and certifier, with where it came from and its source.
 
     A plug-in that cannot be loaded is listed as broken, with the reason. With a NAME, what that one is and every option
     with its default.

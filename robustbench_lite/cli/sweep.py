@@ -55,12 +55,12 @@ def sweep(
     from ..prepare import DataRequest, pick_device
     from ..sweep import read_sweep, write_table
     from ..sweep.running import Bench
-    from .evaluate import _check_board
+    from .evaluate import check_board
 
     stated = read_sweep(file)
     cells = _chosen(stated.cells, only or [])
     leaderboard = leaderboard.expanduser()
-    _check_board(leaderboard / "runs")
+    check_board(leaderboard / "runs")
     bench = Bench(
         stated, leaderboard, pick_device(device), DataRequest(data_dir=data_dir, download=download, workers=workers)
     )

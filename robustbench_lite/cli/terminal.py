@@ -85,10 +85,10 @@ def attack_bar(label: str, total: int) -> Iterator[Callable[[EvaluationProgress]
 
 
 @contextlib.contextmanager
-def count_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of images done; what is given is told how many more."""
+def count_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[float], None]]:
+    """A bar of images done, `done` of them before; what is given is told how many more."""
     with _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"), _Rate()) as bar:
-        task = bar.add_task(_short(label), total=total)
+        task = bar.add_task(_short(label), total=total, completed=done)
         yield lambda more: bar.advance(task, more)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # `eps must be >= 0`, `norm: unknown name`, `norm of attack noise: ...`, `attack option steps must be ...`
-_FIRST = re.compile(r"(?:attack option |--[a-z]+-option )?(\w+)(?= must\b|:| of attack )")
-_UNKNOWN = re.compile(r"attack option(?=: \S+ has no option '(\w+)')")
+_FIRST = re.compile(r"(?:(?:attack|method) option |--[a-z]+-option )?(\w+)(?= must\b|:| of attack )")
+_UNKNOWN = re.compile(r"(?:attack|method) option(?=: \S+ has no option '(\w+)')")
 # Of the command-line library, which says it less plainly than errors of ours.
 _WHOLE = re.compile(r"valid int(eger)?\b")
 _CHOICE = re.compile(r"Invalid value for '\[?([\w-]+)\]?': (?:Value error, )?('.*') is not one of (.+)")
 # What is checked under the name of the Python interface, and came from an option with a default.
-_CAME_FROM = {"x": "--dataset", "y": "--dataset", "model": "--model"}
+_CAME_FROM = {"x": "--dataset", "y": "--dataset", "model": "--model", "method": "--method"}
 
 
 def as_typed(message: str, arguments: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RecordError, UserError
+from ..records.certificate import FOLDER, Certificate, certificate_files, sound_certificate, sound_certificates
+from ..records.contradiction import certified_beside, refute
 from ..records.files import board_folder, make_folder, write_in_board
 from ..records.run import Run, differing_verdicts
 from ..records.schema import METADATA_KEY
@@ -38,7 +40,7 @@ class Merged:
 def derive(directory: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """The leaderboard of all sound runs, one row a run, and the faults of the other files; writes nothing.
 
-    Raises UserError where `directory` is no folder.
+    Raises UserError where `directory` is no folder, RecordError where a run refutes a certificate.
     """
     table, problems = _derive(board_folder(directory))
     return table.to_pandas(), problems
@@ -48,7 +50,8 @@ def build(directory: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """Put shards together where all are there, derive the leaderboard and write it whole.
 
     Corrupt, foreign and faulty files are named in the problems and left alone, a foreign
-    `leaderboard.parquet` too. Raises UserError where `directory` is no folder or cannot be written.
+    `leaderboard.parquet` too. Raises UserError where `directory` is no folder or cannot be written, RecordError where
+    a run refutes a certificate.
     """
     folder = board_folder(directory)
     _, problems = assemble(folder)
@@ -85,14 +88,18 @@ def _stored(path: Path) -> Any:
 
 
 def _derive(folder: Path) -> tuple[pa.Table, list[str]]:
-    rows, problems = [], []
+    certificates, problems = sound_certificates(folder)
+    rows = []
     for path in run_files(folder):
         if is_shard(path):
             continue
         try:
-            rows.append(summarize(sound_run(path), run_id=path.stem))
+            run = sound_run(path)
         except RecordError as error:
             problems.append(str(error))
+            continue
+        refute(certificates=certificates, runs=[run])
+        rows.append({**summarize(run, run_id=path.stem), **certified_beside(run, certificates)})
     rows.sort(key=lambda row: tuple((row[name] is not None, row[name]) for name in _ORDER))
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), problems
 
@@ -121,6 +128,14 @@ def merge(directory: str | Path, other: str | Path) -> Merged:
                 copied.append(path.name)
         except RecordError as error:
             problems.append(f"not copied: {error}")
+    for path in certificate_files(source):
+        target = folder / FOLDER / path.name
+        try:
+            if _is_new(sound_certificate(path), target):
+                write_in_board(target, lambda file, path=path: _copy(path, file))  # type: ignore[misc]
+                copied.append(path.name)
+        except RecordError as error:
+            problems.append(f"not copied: {error}")
     make_folder(folder)
     assembled, faults = assemble(folder)
     frame, others = _build(folder)
@@ -130,6 +145,15 @@ def merge(directory: str | Path, other: str | Path) -> Merged:
 def _copy(path: Path, file: BinaryIO) -> None:
     with open(path, "rb") as source:
         shutil.copyfileobj(source, file)
+
+
+def _is_new(certificate: Certificate, target: Path) -> bool:
+    """Whether this leaderboard lacks the certificate; RecordError where it holds the same with other rows."""
+    if not target.exists():
+        return True
+    if sound_certificate(target).specification.rows_sha256 != certificate.specification.rows_sha256:
+        raise RecordError(f"{certificate.path}: {target.name} is here with other rows")
+    return False
 
 
 def _is_here(folder: Path, run: Run, target: Path) -> bool:

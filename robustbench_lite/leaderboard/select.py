@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What the tables call it.
-ALIASES = {"clean": "clean_accuracy", "robust": "robust_accuracy"}
+ALIASES = {"clean": "clean_accuracy", "robust": "robust_accuracy", "certified": "certified_accuracy"}
 
 _TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "=": lambda a, b: _same(a, b),

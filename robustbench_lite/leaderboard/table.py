@@ -23,10 +23,13 @@ _COLUMNS = (
     ("n", "right"),
     ("clean", "right"),
     ("robust", "right"),
+    ("certified", "right"),
     ("forwards", "right"),
     ("backwards", "right"),
     ("verdict", "left"),
 )
+# Shown only where a row has it.
+_SELDOM = "certified"
 CAPTION = "accuracy in % with 95 % Wilson interval; forwards and backwards: mean per sample"
 
 
@@ -38,8 +41,14 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+def _shown(records: list[dict[str, Any]]) -> list[str]:
+    """The columns that a table of these rows has."""
+    seldom = any(row.get(f"{_SELDOM}_accuracy") is not None for row in records)
+    return [name for name, _ in _COLUMNS if seldom or name != _SELDOM]
+
+
 def _accuracy(row: dict[str, Any], name: str) -> tuple[str, str]:
-    if row[f"{name}_accuracy"] is None:
+    if row.get(f"{name}_accuracy") is None:
         return "-", ""
     share, low, high = (f"{100 * row[f'{name}_{part}']:.1f}" for part in ("accuracy", "low", "high"))
     return share, f"[{low}, {high}]"
@@ -70,6 +79,7 @@ def _cells(row: dict[str, Any], *, between: str) -> list[str]:
         str(row["n"]),
         between.join(filter(None, _accuracy(row, "clean"))),
         between.join(filter(None, _accuracy(row, "robust"))),
+        between.join(filter(None, _accuracy(row, "certified"))),
         _mean(row["forwards"], row["n"]),
         _mean(row["backwards"], row["n"]),
         _verdict(row, between=between),
@@ -83,7 +93,7 @@ _STACKS = (
     (("attack", "threat"), 11, 10),
     (("dataset", "n"), 8, 8),
     (("clean",), 12, 0),
-    (("robust",), 12, 0),
+    (("robust", "certified"), 12, 0),
     (("forwards", "backwards"), 9, 0),
     (("verdict",), 10, 0),
 )
@@ -105,14 +115,17 @@ def to_rich(frame: pd.DataFrame, width: int = NARROWEST) -> Table:
     for _, least, more in _STACKS:
         widths.append(least + min(more, spare))
         spare -= min(more, spare)
-    for names, _, _ in _STACKS:
+    records = _records(frame)
+    shown = _shown(records)
+    stacked = [[name for name in names if name in shown] for names, _, _ in _STACKS]
+    for names in stacked:
         numeric = justify[names[0]] == "right"
         table.add_column("\n".join(names), justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-    for row in _records(frame):
+    for row in records:
         row["verdict"] = _first_word(row)
         cells = dict(zip(justify, _cells(row, between="\n"), strict=True))
         # Text and not str: names of models may look like markup.
-        stacks = ([cells[name] for name in names] for names, _, _ in _STACKS)
+        stacks = ([cells[name] for name in names] for names in stacked)
         table.add_row(*(Text(_stack(stack, room)) for stack, room in zip(stacks, widths, strict=True)))
     return table
 
@@ -147,11 +160,14 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A GitHub table, and a line that says what its numbers are."""
-    names, kinds = zip(*_COLUMNS, strict=True)
-    rules = ("---:" if kind == "right" else "---" for kind in kinds)
+    records, justify = _records(frame), dict(_COLUMNS)
+    names = _shown(records)
+    rules = ("---:" if justify[name] == "right" else "---" for name in names)
     lines = [f"| {' | '.join(names)} |", f"| {' | '.join(rules)} |"]
-    for row in _records(frame):
-        cells = (" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in _cells(row, between=" "))
+    for row in records:
+        every = zip(justify, _cells(row, between=" "), strict=True)
+        kept = (cell for name, cell in every if name in names)
+        cells = (" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in kept)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"{CAPTION[0].upper()}{CAPTION[1:]}.", ""])
 

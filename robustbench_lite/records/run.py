@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from ..errors import RecordError
 from .files import write_in_board
 from .schema import METADATA_KEY, SCHEMA, VERDICT_COLUMNS
 from .specification import Specification
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def rows_sha256(table: pa.Table) -> str:
 
 def _canonical(table: pa.Table) -> pa.Table:
     # The other sort keys decide nothing in a sound run, whose indices are unique.
-    keys = [(name, "ascending") for name in SCHEMA.names]
+    keys = [(name, "ascending") for name in table.schema.names]
     return table.take(pc.sort_indices(table, sort_keys=keys)).combine_chunks().replace_schema_metadata(None)
 
 
@@ -94,12 +97,17 @@ def write_run(directory: Path | str, run: Run, *, suffix: str = "") -> Path:
     text = run.specification.to_json()
     # What cannot be read back must not be written.
     Specification.from_json(text)
-    table = run.table.combine_chunks().replace_schema_metadata({METADATA_KEY: text.encode()})
+    return write_sealed(run_path(directory, run.specification, suffix=suffix), run.table, METADATA_KEY, text)
+
+
+def write_sealed(path: Path, table: pa.Table, key: bytes, text: str) -> Path:
+    """A table with its specification as a file of a leaderboard folder, whole or not at all."""
+    table = table.combine_chunks().replace_schema_metadata({key: text.encode()})
 
     def write(file: BinaryIO) -> None:
         pq.write_table(table, file, compression="zstd", row_group_size=1 << 16, write_page_checksum=True)
 
-    return write_in_board(run_path(directory, run.specification, suffix=suffix), write)
+    return write_in_board(path, write)
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -108,15 +116,22 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     Raises RecordError, in one line that names the file, for one that is corrupt, truncated or foreign, of a
     newer schema version, or whose columns are not those of SCHEMA. What the rows say is for `check_run`.
     """
-    path = Path(path)
+    specification, table = read_sealed(Path(path), METADATA_KEY, SCHEMA, Specification.from_json, what="run")
+    return Run(specification, table, Path(path))
+
+
+def read_sealed(
+    path: Path, key: bytes, schema: pa.Schema, decode: Callable[[bytes], S], *, what: str
+) -> tuple[S, pa.Table]:
+    """The specification under `key` in a file, and its table with these columns; RecordError as for a run."""
     try:
         with open(path, "rb") as source:
             file = pq.ParquetFile(source, page_checksum_verification=True)
-            text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+            text = (file.schema_arrow.metadata or {}).get(key)
             if text is None:
-                raise RecordError(f"{path}: a Parquet file, but not a run of robustbench-lite")
-            specification = Specification.from_json(text)
-            fault = _schema_fault(file.schema_arrow)
+                raise RecordError(f"{path}: a Parquet file, but not a {what} of robustbench-lite")
+            specification = decode(text)
+            fault = _schema_fault(file.schema_arrow, schema)
             if fault:
                 raise RecordError(f"wrong columns: {fault}")
             table = file.read().replace_schema_metadata(None)
@@ -125,19 +140,19 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         message = str(error)
         raise RecordError(message if message.startswith(str(path)) else f"{path}: {message}") from None
     except FileNotFoundError:
-        raise RecordError(f"{path}: no such run file") from None
+        raise RecordError(f"{path}: no such {what} file") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecordError(f"{path}: corrupt, truncated or no Parquet file ({reason[:120]})") from None
-    return Run(specification, table, path)
+    return specification, table
 
 
-def _schema_fault(schema: pa.Schema) -> str | None:
-    missing, foreign = set(SCHEMA.names) - set(schema.names), set(schema.names) - set(SCHEMA.names)
+def _schema_fault(schema: pa.Schema, wanted: pa.Schema) -> str | None:
+    missing, foreign = set(wanted.names) - set(schema.names), set(schema.names) - set(wanted.names)
     if missing or foreign:
         words = (("no", missing), ("unknown", foreign))
         return "; ".join(f"{word} {', '.join(sorted(names))}" for word, names in words if names)
-    for ours, theirs in zip(SCHEMA, schema, strict=True):
+    for ours, theirs in zip(wanted, schema, strict=True):
         if not theirs.equals(ours):
             return f"expected {ours}, got {theirs}"
     return None

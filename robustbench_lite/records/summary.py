@@ -40,6 +40,10 @@ SUMMARY_SCHEMA = pa.schema(
         pa.field("robust_high", pa.float64()),
         # of the clean images, those that a defense turned away; null where none can
         pa.field("false_positive_rate", pa.float64()),
+        # proved by a certificate beside the run, over the same images; null where there is none
+        pa.field("certified_accuracy", pa.float64()),
+        pa.field("certified_low", pa.float64()),
+        pa.field("certified_high", pa.float64()),
         # of the attacked; null where none was
         pa.field("attack_success", pa.float64()),
         # of minimal attacks, in the threat's norm, over all: a wrong sample is at 0; null where half were never fooled

@@ -21,7 +21,7 @@ from robustbench_lite.cli.wording import as_typed, usage
 from .harness import PROGRAM, Rbl, environment
 
 COMMANDS = (
-    *("", "evaluate", "sweep", "transfer", "curve", "train", "verify", "plugins", "doctor"),
+    *("", "evaluate", "sweep", "transfer", "curve", "train", "certify", "verify", "plugins", "doctor"),
     *("leaderboard", "leaderboard show", "leaderboard build", "leaderboard merge", "leaderboard verify"),
     *("attacks", "attacks new", "attacks check", "defenses", "defenses new", "defenses check"),
 )

@@ -30,6 +30,10 @@ def test_the_noise_has_its_size(kind: str, deviation: float) -> None:
         assert float(noise.abs().max()) <= 0.05 + 1e-6
     NoiseAugmentation(eps=0.05, kind=kind).loss(network(), torch.ones_like(x), y, inner, trainer_of())
     assert float(seen[1].max()) <= 1
+    torch.manual_seed(0)
+    NoiseAugmentation(eps=0.05, kind=kind, clip=False).loss(network(), torch.ones_like(x), y, inner, trainer_of())
+    assert float((seen[2] - 1).std()) == pytest.approx(deviation, rel=0.05)
+    assert float(seen[2].max()) > 1
 
 
 def test_it_learns() -> None:

@@ -1,0 +1,49 @@
+"""A picture of certificates: certified accuracy over the radius, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .examples import check_output
+from .figure import NORM_TEXT
+from .files import write_whole
+from .records.certificate import Certificate
+
+
+def save_radii(path: Path | str, certificates: Sequence[Certificate]) -> None:
+    """Write a PNG, whole or not at all. At each radius the share of images that are right and proved to stay so within.
+
+    Raises UserError for a path that cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    check_output(path, argument="--figure", suffix=".png")
+    figure = Figure(figsize=(5.6, 3.9), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for certificate in certificates:
+        radius = certificate.table["radius"].to_numpy()
+        right = np.sort(radius[certificate.table["correct"].to_numpy()])
+        # At a radius r those count whose own is at least r: the line falls just behind each of them.
+        left = np.arange(len(right), -1, -1) / len(radius)
+        axes.step(np.concatenate([[0.0], right]), left, where="pre", label=_label(certificate))
+    first = certificates[0].specification
+    names = f"{first.model.name} on {first.dataset.name}, {first.defense}"
+    axes.set_title(f"{names}, {first.dataset.samples:,} images", fontsize=9)
+    axes.set_xlabel(f"radius in {NORM_TEXT[first.threat.norm]}")
+    axes.set_ylabel("certified accuracy")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
+
+
+def _label(certificate: Certificate) -> str:
+    told = certificate.specification.method.resolved
+    words = (f"{name} {told[name]:,}" for name in ("sigma", "n", "alpha") if name in told)
+    return ", ".join(words)

@@ -1,0 +1,1 @@
+"""Methods of certification, one a file, found by their names."""

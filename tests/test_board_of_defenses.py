@@ -40,7 +40,7 @@ def test_every_defense_faces_every_attack(sweep: Sweep) -> None:
     assert [entry.name for entry in sweep.attacks] == ["noise", "fgsm", "pgd", "auto", "transfer:pgd", "adaptive"]
     (surrogate,) = sweep.attacks[4].surrogates
     assert surrogate.seed not in (None, *sweep.seeds), "a network of its own"
-    faced = {(cell.row["defense"], cell.seed) for cell in sweep.cells}
+    faced = {(cell.row["defense"], cell.row["defense_options"], cell.seed) for cell in sweep.cells}
     assert len(faced) == len(sweep.defenses) * len(sweep.seeds)
 
 

@@ -105,9 +105,8 @@ def _shape_and_range(defense: InferenceDefense, shapes: Sequence[Shape]) -> str:
             where = f"for {what} images {tuple(x.shape)}"
             expected = (len(x), *defense.seen_shape(shape))
             if seen.shape != expected:
-                raise Failed(
-                    f"transform must give the shape {expected}, as seen_shape says, got {tuple(seen.shape)} {where}"
-                )
+                rule = "keep the shape" if expected == tuple(x.shape) else f"give the shape {expected} of seen_shape"
+                raise Failed(f"transform must {rule}, got {tuple(seen.shape)} {where}")
             if seen.dtype != torch.float32:
                 raise Failed(f"transform must keep float32, got {seen.dtype} {where}")
             if not bool(torch.isfinite(seen).all()):
@@ -237,7 +236,8 @@ def _surrogate(defense: InferenceDefense, shapes: Sequence[Shape]) -> str:
             expected = (2, *defense.seen_shape(size))
             if not isinstance(stand_in, Tensor) or stand_in.shape != expected:
                 came = tuple(stand_in.shape) if isinstance(stand_in, Tensor) else type(stand_in).__name__
-                raise Failed(f"surrogate must give the shape {expected}, as transform does, got {came}")
+                rule = "keep the shape" if expected == tuple(given.shape) else "give the shape of seen_shape,"
+                raise Failed(f"surrogate must {rule} {expected}, got {came}")
         try:
             check_finite(_fixed(defense.surrogate, 3), constant_images(shape))
             check_gradient(_fixed(defense.surrogate, _COUNT), x)

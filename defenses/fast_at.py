@@ -17,10 +17,12 @@ from robustbench_lite.threat import Threat
 if TYPE_CHECKING:
     from robustbench_lite.training import Trainer
 
+_WAY_OUT = "set recovery=4, lower step_share or eps, or take n-fgsm or grad-align"
 _STEPS, _OVERFITTED = "fast-at steps", "fast-at overfitted"
-_LOOK = 300  # steps between two looks at what several steps of attack leave
+_RECOVERING = "fast-at recovering"
+_LOOK, _LOOK_OFTEN = 300, 50  # steps between two looks at what several steps of attack leave; often: to recover
 _IMAGES = 64
-_FAR = 0.3  # of accuracy, between one step and several: it is robust to its own step alone
+_FAR, _APART = 0.3, 0.1  # of accuracy, between one step and several: told as overfitted; recovered from
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class FastAT(TrainingDefense):
     Catastrophic overfitting, where the network withstands that one step and falls to several, is looked for every 300
     steps: the history has `single_step_accuracy` and `multi_step_accuracy` (PGD of 10 steps, 64 images), and where
     the second falls 30 points behind the first it is said once.
+    recovery: steps of the attack on a batch, >= 2, from a look (every 50 steps then) at which the second is more than
+    10 points behind until one at which it is not, after Li et al. 2020 (arXiv:2006.03089, section 4); 0 for never, as
+    the paper has it.
     Departure: images are made by the network in evaluation mode, the authors' code has it in training mode.
     adaptive: pgd of 50 steps from 10 starts, the paper's own, which shows catastrophic overfitting.
     """
@@ -53,6 +58,7 @@ class FastAT(TrainingDefense):
     eps: float = 8 / 255
     step_share: float = 1.25
     warmup: float = 0.0
+    recovery: int = 0
 
     norm: ClassVar[str] = "linf"
 
@@ -62,29 +68,51 @@ class FastAT(TrainingDefense):
             raise UserError(f"step_share must be > 0, got {self.step_share:g}")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"warmup must be in [0, 1], got {self.warmup:g}")
+        if self.recovery < 0 or self.recovery == 1:
+            raise UserError(f"recovery must be 0 or >= 2, got {self.recovery}")
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
-        """The loss on what one step makes of the batch."""
+        """The loss on what one step makes of the batch, or several while the network recovers."""
         eps = self.eps * min(1.0, trainer.done / self.warmup) if self.warmup else self.eps
-        start = x + eps * (2 * torch.rand_like(x) - 1)
-        gradient = trainer.gradient(network, start, lambda logits: cross_entropy(logits, y, reduction="sum"))
-        moved = start.add_(gradient.sign_(), alpha=self.step_share * eps)
-        seen = moved.clamp_(x - eps, x + eps).clamp_(0, 1)
         steps = trainer.memory.setdefault(_STEPS, torch.zeros(1))
-        if int(steps) % _LOOK == 0:
-            self._look(network, x[:_IMAGES], seen[:_IMAGES], y[:_IMAGES], trainer)
+        recovering = trainer.memory.setdefault(_RECOVERING, torch.zeros(1))
+        start = x + eps * (2 * torch.rand_like(x) - 1)
+        look = int(steps) % (_LOOK_OFTEN if self.recovery else _LOOK) == 0
         steps += 1
+        seen = start
+        if look or not recovering:
+            seen = self._moved(network, x, start.clone(), y, trainer, (eps, self.step_share * eps))
+        if look:
+            self._look(network, (x[:_IMAGES], seen[:_IMAGES]), y[:_IMAGES], eps, trainer)
+        if recovering:
+            seen = start
+            for _ in range(self.recovery):
+                seen = self._moved(network, x, seen, y, trainer, (eps, 2.5 / self.recovery * eps))
         return inner(network, seen, y)
 
-    def _look(self, network: nn.Module, x: Tensor, seen: Tensor, y: Tensor, trainer: Trainer) -> None:
+    @staticmethod
+    def _moved(
+        network: nn.Module, x: Tensor, start: Tensor, y: Tensor, trainer: Trainer, sizes: tuple[float, float]
+    ) -> Tensor:
+        """One step of steepest ascent from `start`, which is overwritten; sizes: of the ball and of the step."""
+        eps, length = sizes
+        gradient = trainer.gradient(network, start, lambda logits: cross_entropy(logits, y, reduction="sum"))
+        return start.add_(gradient.sign_(), alpha=length).clamp_(x - eps, x + eps).clamp_(0, 1)
+
+    def _look(self, network: nn.Module, images: tuple[Tensor, Tensor], y: Tensor, eps: float, trainer: Trainer) -> None:
+        x, seen = images
         label = y.argmax(1) if y.ndim == 2 else y
-        moved = trainer.perturb(network, x, label, attack="pgd", norm=self.norm, eps=self.eps, options={"steps": 10})
+        moved = trainer.perturb(network, x, label, attack="pgd", norm=self.norm, eps=eps, options={"steps": 10})
         single, multi = (float((trainer.logits(network, z).argmax(1) == label).float().mean()) for z in (seen, moved))
         trainer.note("single_step_accuracy", single)
         trainer.note("multi_step_accuracy", multi)
+        if self.recovery:
+            trainer.memory[_RECOVERING].fill_(single - multi > _APART)
+            trainer.note("recovering", float(trainer.memory[_RECOVERING]))
         if single - multi > _FAR and _OVERFITTED not in trainer.memory:
             trainer.memory[_OVERFITTED] = torch.ones(1)
             trainer.say(
                 f"fast-at: catastrophic overfitting: {100 * single:.0f} % withstand its own step and "
-                f"{100 * multi:.0f} % ten steps; lower step_share or eps, or take n-fgsm or grad-align"
+                f"{100 * multi:.0f} % ten steps; "
+                + (f"batches take {self.recovery} steps until it has passed" if self.recovery else _WAY_OUT)
             )

@@ -109,6 +109,8 @@ class Plan:
         for defense in self.defenses:
             if not isinstance(defense, Defense):
                 raise UserError(f"defenses: expected instances of Defense, such as BitDepth(bits=4), got {defense!r}")
+        if len(rejecting := [defense.name for defense in self.inference if defense.rejects]) > 1:
+            raise UserError(f"defenses: at most one may reject images, got {' and '.join(rejecting)}; leave one out")
 
     @property
     def inference(self) -> list[InferenceDefense]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -50,7 +52,28 @@ def test_a_collapse_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(told) == 1 and "catastrophic overfitting" in told[0]
 
 
-@pytest.mark.parametrize("options", [{"eps": -1.0}, {"step_share": 0.0}, {"warmup": 1.5}])
-def test_options_out_of_range(options: dict[str, float]) -> None:
+def test_it_takes_several_steps_until_it_has_recovered() -> None:
+    x, y = batch()
+    model, defense = network(), FastAT(eps=0.2, recovery=3, step_share=1e-9)
+    moved = [1 - x]  # what ten steps make of the images: all are lost, then none
+    trainer = trainer_of(defense, perturb=lambda _model, x, y, **_: moved[0][: len(x)])
+    trainer.memory["fast-at recovering"] = torch.ones(1)
+    trainer.memory["fast-at steps"] = torch.ones(1)  # no look now
+    found = value(defense, model, x, y, trainer)
+    torch.manual_seed(7)
+    seen = x + 0.2 * (2 * torch.rand_like(x) - 1)
+    for _ in range(3):
+        at = seen.clone().requires_grad_()
+        gradient = torch.autograd.grad(cross_entropy(model(at), y), at)[0]
+        seen = torch.minimum(torch.maximum(seen + 2.5 / 3 * 0.2 * gradient.sign(), x - 0.2), x + 0.2).clamp(0, 1)
+    assert torch.allclose(found, plain(model, seen, y), atol=1e-6)
+    trainer.memory["fast-at steps"].fill_(50)
+    moved[0] = x
+    value(defense, model, x, y, trainer)
+    assert not trainer.memory["fast-at recovering"]
+
+
+@pytest.mark.parametrize("options", [{"eps": -1.0}, {"step_share": 0.0}, {"warmup": 1.5}, {"recovery": 1}])
+def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(options))} must be"):
         FastAT(**options)

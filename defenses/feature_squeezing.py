@@ -96,4 +96,7 @@ class Squeezed(nn.Module):
         # In units of the logits, so that neither side of the comparison drowns the other.
         spread = (top - logits.mean(1)).detach()
         beyond = (self.score(x, logits) - self.threshold) * spread.clamp_min(1e-6)
-        return torch.cat([logits, (top + beyond).unsqueeze(1)], 1)
+        # Neither a tie nor rounding may decide: a score at the threshold is not beyond it.
+        least = 1e-4 * (1 + top.detach().abs())
+        away = top + beyond + torch.where(beyond > 0, least, -least)
+        return torch.cat([logits, away.unsqueeze(1)], 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .bounds_affine import Affine
 from .bounds_ball import Interval, Region
 from .bounds_bent import Bent, Largest
+from .bounds_calls import cannot
 from .bounds_graph import Step, steps_of
 from .bounds_patch import patched, takes
 
@@ -39,6 +40,24 @@ class Bounds:
         exact = copy.deepcopy(module).double().eval().requires_grad_(False)
         self.steps = steps_of(exact, shape)
         self.method = method
+        self._check(exact, shape)
+
+    @torch.no_grad()
+    def _check(self, exact: nn.Module, shape: Sequence[int]) -> None:
+        """Raise UserError where the steps do not compute what the network does, image by image.
+
+        Hooks, calls in place seen through another name and randomness escape a trace, and no bound of it would hold.
+        """
+        parameter = next(exact.parameters(), torch.zeros(1))
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand((3, *shape), generator=generator, dtype=torch.float64).to(parameter.device)
+        found = intervals(self.steps, Interval(x, x))[-1].lower
+        with torch.random.fork_rng():
+            said = torch.cat([exact(image.unsqueeze(0).clone()) for image in x] + [exact(x.clone())])
+        if not bool(((said - torch.cat([found, found])).abs() <= 1e-6 * (1 + said.abs())).all()):
+            raise cannot(
+                "the network", type(exact).__name__, "it computes something else than its layers in their order say"
+            )
 
     @property
     def classes(self) -> int:

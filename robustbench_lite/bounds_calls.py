@@ -53,7 +53,9 @@ class Call:
         """The operation; None where it changes nothing, NotImplemented where none is known."""
         thing = self.thing
         key = type(thing) if isinstance(thing, nn.Module) else thing
-        if key in _SAME:
+        if key in _DROPS and self.argument(2, "training", True):
+            raise cannot(self.kind, "it drops numbers in evaluation mode too", "give it training=self.training")
+        if key in _SAME or key in _DROPS:
             return None
         if key in _PLAIN:
             return _PLAIN[key]
@@ -267,14 +269,16 @@ def _constant(value: Any, c: Call) -> Tensor:
         tensor = tensor[0]
     if tensor.ndim >= c.value.ndim:
         raise cannot(c.kind, "a constant for each image of the batch")
-    return tensor.detach().clone()
+    return tensor.clone()
 
 
 # Nothing is changed, in evaluation mode.
 _SAME = {
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, "contiguous", "clone", "float", "double"),
+    *("contiguous", "clone", "float", "double"),
 }
+# Only where it is told not to.
+_DROPS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d}
 
 _MODULES: dict[Any, Callable[[Call], Any]] = {
     nn.Linear: _dense,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ from .bounds_affine import Operation
 from .bounds_calls import Call, cannot, normalized
 from .errors import UserError
 from .models.normalize import Normalize
-from .network import frozen
 
 _ROWS = 3  # of the image that is traced: a size of the batch that no layer has by itself
 
@@ -37,7 +37,7 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
     The network is read in evaluation mode and left as it was found; operations hold its own weights, in its dtype.
     Raises UserError, in one line that names the layer and its type, for what cannot be bounded.
     """
-    with frozen(module):
+    with _evaluating(module):
         tracer = _Tracer()
         try:
             graph = tracer.trace(module)
@@ -50,9 +50,21 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
             ) from error
         traced = fx.GraphModule(tracer.root, graph)
         parameter = next(module.parameters(), torch.zeros(1))
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng():  # with gradients: bounds are learned from, in `ibp`
             lowered = _Lowered(traced, torch.rand((_ROWS, *shape), dtype=parameter.dtype, device=parameter.device))
             return lowered.steps()
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Within: evaluation mode, with parameters that may still be learned from; then as it was found."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 class _Tracer(fx.Tracer):
@@ -108,9 +120,12 @@ class _Lowered(fx.Interpreter):
         if n.op == "placeholder":
             self._note(n, None, (), value)
         elif n.op in ("call_module", "call_function", "call_method") and isinstance(value, Tensor):
-            inputs = [a for a in fx.node.map_aggregate(n.all_input_nodes, lambda a: a) if a in self.place]
+            inputs = [a for a in n.all_input_nodes if a in self.place]
             if inputs:
-                self._lower(n, value, inputs)
+                try:
+                    self._lower(n, value, inputs)
+                except (IndexError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+                    raise cannot(_name(n, self.module), str(n.op), "it is called in a way that is not known") from error
         return value
 
     def _note(self, n: fx.Node, operation: Operation | None, given: Sequence[fx.Node], value: Tensor) -> None:
@@ -121,7 +136,7 @@ class _Lowered(fx.Interpreter):
     def _lower(self, n: fx.Node, value: Tensor, inputs: list[fx.Node]) -> None:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         call = Call(_thing(n, self.module), args, kwargs, [self.env[i] for i in inputs], value)
-        if value.shape[0] != _ROWS:
+        if not value.ndim or value.shape[0] != _ROWS:
             raise cannot(_name(n, self.module), call.kind, "it mixes the images of a batch")
         operation = call.operation()
         if operation is NotImplemented:

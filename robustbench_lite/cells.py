@@ -32,12 +32,15 @@ def predictions_by_cell(
     seed: int = 0,
     device: str = "cpu",
     votes: int = 1,
+    rejects: bool = False,
+    hard_votes: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
     """One row for each image and attempt: index, label, kind, level, prediction.
 
     module: the network with its defenses. blocks: (index, x, y), a batch of images each. Every image is looked at under
     every attempt, also one that the network gets wrong as it is. The images are those of a run with this seed.
+    rejects, hard_votes: of the network, as of `Network`.
     """
     import pandas as pd
 
@@ -51,7 +54,7 @@ def predictions_by_cell(
         torch.no_grad(),
     ):
         seed_torch(seed, device)
-        network = Network(module, device=device)
+        network = Network(module, device=device, rejects=rejects, hard_votes=hard_votes)
         for index, x, y in blocks:
             stream = Stream.of(content_hashes(x), seed=seed, device=device)
             x, y = x.to(device), y.to(device)
@@ -131,6 +134,8 @@ def of_plan(plan: Plan, progress: Callable[[int], None] | None = None) -> pd.Dat
         seed=plan.seed,
         device=plan.device,
         votes=plan.draws[1],
+        rejects=plan.rejects,
+        hard_votes=plan.hard_votes is not None,
         progress=progress,
     )
 

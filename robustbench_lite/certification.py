@@ -79,6 +79,7 @@ def run_certification(
         # What is wrong with the network itself is told as such, and not as what cannot be bounded.
         row = torch.zeros(1, dtype=torch.int64, device=plan.device)
         network.logits(plan.data.images(plan.index[:1]).to(plan.device), Noise(Stream(row), row))
+        network.block = network.uniform_block(tuple(plan.data.shape))  # a prediction is an image's own
         prover = plan.certifier.prepare(scene)
         if leaderboard is None:
             columns, seconds = _Proving(plan, prover, None, begin, stop).finish()
@@ -234,7 +235,7 @@ def certify(
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     certifier = make_certifier(method, method_options)
     images = given_tensor(x)
-    data = given_data(images, given_tensor(y), count_classes(model, images), None)
+    data = given_data(images, given_tensor(y), count_classes(model, images, defenses), None)
     plan = CertificationPlan(
         model=given_model(model, name),
         data=data,

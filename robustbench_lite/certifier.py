@@ -16,6 +16,8 @@ from .network import Network, Noise
 from .streams import Stream
 from .threat import Threat
 
+_GRAIN = 2.0**24  # of a logit
+
 
 @dataclass(frozen=True)
 class Proofs:
@@ -117,9 +119,11 @@ class Bounding(Certifier):
             right = (prediction == y).nonzero()[:, 0]
             tick(len(x) - len(right))
             for some in torch.split(right, bounds.rows):
-                holds, least = bounds.certified(x[some], y[some], norm=scene.threat.norm, eps=scene.threat.eps)
+                _, least = bounds.certified(x[some], y[some], norm=scene.threat.norm, eps=scene.threat.eps)
+                # Rounded down, beyond what the company of other images may change in the last bits.
+                least = torch.floor(least * _GRAIN) / _GRAIN
                 bound[some] = least
-                radius[some] = scene.threat.eps * holds.double()
+                radius[some] = scene.threat.eps * (least > 0).double()
                 tick(len(some))
             return Proofs(prediction, radius, bound)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .data import balanced_subset
 from .errors import RblError, UserError
 from .network import frozen, seed_torch
 from .registry import guard
@@ -180,16 +181,22 @@ def wrap_all(
     learn_from: training images (n, C, H, W) and labels (n,) for defenses that learn.
     Raises UserError where one needs them and there are none, PluginError where one raises.
     """
-    for defense in reversed(defenses):
+    for place, defense in reversed(list(enumerate(defenses))):
         if not defense.fit_samples:
             model = defense.wrap(model)
             continue
+        if place:
+            raise UserError(
+                f"--defense: {defense.name} learns from images as they are, so it must meet them first; "
+                f"give it before {defenses[0].name}"
+            )
         if learn_from is None:
             raise UserError(
                 f"fit_data: defense {defense.name} learns from training images; give some as (x, y), got none"
             )
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        x, y = learn_from[0].to(device), learn_from[1].to(device)
+        rows = balanced_subset(learn_from[1].cpu(), min(defense.fit_samples, len(learn_from[1])))
+        x, y = learn_from[0][rows].to(device), learn_from[1][rows].to(device)
         with frozen(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             seed_torch(0, device)  # of a model that is random itself
             try:

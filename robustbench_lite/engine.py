@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .attack import Attack, Batch, State
 from .errors import UserError
-from .losses import margin, reached
+from .losses import margin
 from .network import Network, Noise
 from .query import Query
 from .registry import guard
@@ -389,7 +389,7 @@ class Engine:
         logits = self.network.logits(images, noise, draws=self.votes)
         targets = None if batch.targets is None or entry.any_class else batch.targets[rows]
         seen = self.network.unrejected(logits, part.y)
-        success = reached(seen, part.y, targets) & take(batch.ball, rows).contains(images)
+        success = self.network.fooled(logits, part.y, targets) & take(batch.ball, rows).contains(images)
         missing = -margin(seen, part.y, targets).double()
         better = (success & ~part.success) | ((success == part.success) & (missing < part.missing))
         first = success & ~part.success

@@ -141,20 +141,14 @@ def _probabilities(plan: Plan, x: Tensor) -> Tensor:
 
     (N, K + 1) where it may reject.
     """
-    from .network import Network, Noise, exact_float32, frozen
+    from .network import Noise, exact_float32, frozen
     from .streams import Stream, content_hashes
 
     module = plan.defended().to(plan.device)
     devices = [torch.device(plan.device)] if torch.device(plan.device).type == "cuda" else []
     with exact_float32(), frozen(module), torch.random.fork_rng(devices):
         torch.manual_seed(plan.seed)
-        network = Network(
-            module,
-            n_classes=len(plan.data.classes),
-            device=plan.device,
-            max_batch=plan.batch_size,
-            rejects=plan.rejects,
-        )
+        network = plan.network(module)
         stream = Stream.of(content_hashes(x), seed=plan.seed, device=plan.device).child("figure")
         zero = torch.zeros(len(x), dtype=torch.int64, device=plan.device)
         logits = network.logits(x.to(plan.device), Noise(stream, zero), draws=plan.draws[1]).cpu().double()

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from .convolution import FoldedConvolutions
 from .errors import UserError
-from .losses import slope_of
+from .losses import reached, slope_of
 from .registry import guard
 from .streams import Stream, drawing
 
@@ -189,7 +189,14 @@ class Network:
         if not self.rejects:
             return logits
         kept, label = logits[:, :-1], y.unsqueeze(1)
-        return kept.scatter(1, label, torch.maximum(kept.gather(1, label), logits[:, -1:]))
+        # An image is turned away only where that beats every class, so the label loses ties by it.
+        away = logits[:, -1:] - 1e-6 * logits[:, -1:].detach().abs()
+        return kept.scatter(1, label, torch.maximum(kept.gather(1, label), away))
+
+    def fooled(self, logits: Tensor, y: Tensor, targets: Tensor | None) -> Tensor:
+        """Which samples with these logits, those of a verdict, are where the attack wants them, (N,) bool."""
+        at = reached(logits, y, targets)
+        return at & (logits.argmax(1) < logits.shape[1] - 1) if self.rejects else at
 
     def gradient(
         self, x: Tensor, noise: Noise, loss: Callable[..., Tensor], *rows: Tensor | None, low: bool = False

@@ -7,6 +7,7 @@ import datetime
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,11 @@ from .data.dataset import Dataset, shard_of
 from .defense import Defense, InferenceDefense, wrap_all
 from .environment import environment_record
 from .errors import UserError, unknown_name
+from .files import sha256_file
 from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
 from .history import training_seconds
 from .models.identity import layout_sha256
-from .network import PRECISIONS, usable_device
+from .network import PRECISIONS, Network, usable_device
 from .options import option_types, parse_number
 from .portfolio import Part, Portfolio
 from .registry import load, source_hash
@@ -121,6 +123,19 @@ class Plan:
     def rejects(self) -> bool:
         """Whether the defended network may turn an image away."""
         return any(d.rejects for d in self.inference)
+
+    def network(self, module: nn.Module, *, precision: str = "float32", eot: int = 1) -> Network:
+        """The defended network as an evaluation asks it."""
+        return Network(
+            module,
+            n_classes=len(self.data.classes),
+            device=self.device,
+            precision=precision,
+            eot=eot,
+            max_batch=max(self.batch_size, 1),
+            rejects=self.rejects,
+            hard_votes=self.hard_votes is not None,
+        )
 
     def defended(self) -> nn.Module:
         """The network behind its defenses, which have learned what they learn."""
@@ -406,9 +421,16 @@ def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> 
         differentiable=not at_inference or defense.differentiable,  # type: ignore[attr-defined]
         kind="inference" if at_inference else "training",
         rejects=at_inference and defense.rejects,  # type: ignore[attr-defined]
-        fit=learn_from.record if learns and learn_from is not None else None,
+        fit=(learn_from.record | _named_files(resolved)) if learns and learn_from is not None else None,
         adaptive={"attack": defense.adaptive, "options": dict(defense.adaptive_options)},
     )
+
+
+def _named_files(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The SHA-256 of the files that options name, in order, where there are any: what they hold decides, not a name."""
+    said = [part.strip() for value in options.values() if isinstance(value, str) for part in value.split(",")]
+    files = [Path(part).expanduser() for part in said if Path(part).suffix and Path(part).expanduser().is_file()]
+    return {"files": [sha256_file(file) for file in files]} if files else {}
 
 
 def _default(thing: Defense, option: str) -> Any:

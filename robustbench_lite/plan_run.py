@@ -66,16 +66,7 @@ def run_plan(
     ):
         seed_torch(plan.seed, plan.device)
         eot, votes = plan.draws
-        network = Network(
-            module,
-            n_classes=len(plan.data.classes),
-            device=plan.device,
-            precision=plan.precision,
-            eot=eot,
-            max_batch=max(plan.batch_size, 1),
-            rejects=plan.rejects,
-            hard_votes=plan.hard_votes is not None,
-        )
+        network = plan.network(module, precision=plan.precision, eot=eot)
         source = PlanSource(plan)
         findings, answers = probe(plan, network)
         findings = [*findings, *of_settings(plan, findings)]

@@ -95,6 +95,8 @@ def destruction_rate(
     batch_size: int = 256,
     device: str | None = None,
     votes: int = 1,
+    rejects: bool = False,
+    hard_votes: bool = False,
 ) -> pd.DataFrame:
     """Which share of adversarial images ceases to fool once transformed (Kurakin et al. 2016, arXiv:1607.02533).
 
@@ -123,7 +125,7 @@ def destruction_rate(
     names = ["as it is", *TRANSFORMATIONS]
     right: dict[str, list[Tensor]] = {f"{which} {name}": [] for which in ("clean", "moved") for name in names}
     with torch.inference_mode(False), exact_float32(), placed(model, device), frozen(model), torch.no_grad():
-        network = Network(model, device=device)
+        network = Network(model, device=device, rejects=rejects, hard_votes=hard_votes)
         for start in range(0, len(x), batch_size):
             part = slice(start, start + batch_size)
             labels = y[part].to(device)
@@ -134,7 +136,9 @@ def destruction_rate(
                     stream = base.child(f"print-photo {name}")
                     shown = images if name == "as it is" else TRANSFORMATIONS[name](images, stream)
                     said = network.logits(shown.to(torch.float32), draw, draws=votes).argmax(1)
-                    right[f"{which} {name}"].append((said == labels).cpu())
+                    # What is turned away does not fool; of the clean images it is not right either.
+                    unfooled = said == (network.n_classes or 0) if rejects and which == "moved" else said == labels
+                    right[f"{which} {name}"].append(((said == labels) | unfooled).cpu())
     told = {name: torch.cat(parts) if parts else torch.empty(0, dtype=torch.bool) for name, parts in right.items()}
     clean = told["clean as it is"]
     fooled = clean & ~told["moved as it is"]

@@ -114,7 +114,9 @@ class Running:
         if self.plan.attack.persists:
             noise = Noise(Stream(entry.key), torch.zeros_like(entry.y))
             logits = self.engine.network.logits(entry.adversarial, noise, draws=self.plan.draws[1])
-            columns["confidence"] = logits.softmax(1).gather(1, entry.adversarial_prediction[:, None])[:, 0].cpu()
+            voted = self.engine.network.hard_votes and self.plan.draws[1] > 1  # shares of a vote are what it is
+            logits = logits if voted else logits.softmax(1)
+            columns["confidence"] = logits.gather(1, entry.adversarial_prediction[:, None])[:, 0].cpu()
         self.waiting, self.waiting_rows = [], 0
         self._take(columns)
         if checkpoint:

@@ -67,6 +67,8 @@ def usefulness(
 ) -> None:
     """How useful each feature of a network is (rho), and what of that an attack leaves (gamma)."""
     from ..data import balanced_subset
+    from ..defense import InferenceDefense
+    from ..errors import UserError
     from ..features import Workshop
     from ..features.usefulness import usefulness as measure
     from ..halves import part_of
@@ -85,6 +87,8 @@ def usefulness(
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     make_attack(attack, options, threat)
     defenses = make_defenses(defense or [], defense_option or [])
+    if standing := [d.name for d in defenses if isinstance(d, InferenceDefense)]:
+        raise UserError(f"--defense: {standing[0]} trains nothing; a network's own features are what is used here")
     device = pick_device(device)
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
     test, train = request.load("test"), request.load("train")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +198,21 @@ class Sweep:
         for cell in self._combined():
             key = (cell.network, cell.threat, cell.attack.name, repr(dict(cell.attack.options)), cell.attack.surrogates)
             found.setdefault(key, cell)
+        self._check_told_apart(found.values())
         return list(found.values())
+
+    def _check_told_apart(self, cells: Iterable[Cell]) -> None:
+        """Raise UserError for two networks that the table would take for one."""
+        told: dict[tuple[Any, ...], Cell] = {}
+        for cell in cells:
+            row = cell.row
+            key = (cell.data.samples, *(row[name] for name in row if name not in ("attack",)))
+            first = told.setdefault(key, cell)
+            if first.network != cell.network:
+                raise UserError(
+                    f"{self.path.name}: {cell.told_network} is there twice, with other recipes, weights or "
+                    "image sizes, which the table cannot tell apart; give each a file of its own"
+                )
 
     def _combined(self) -> Iterator[Cell]:
         for data in self.data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -295,3 +296,35 @@ def test_the_network_and_the_random_state_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one, other) for one, other in zip(before, network.state_dict().values(), strict=True))
     assert next(network.parameters()).dtype == torch.float32
+
+
+class _Escapes(nn.Module):
+    """Networks whose trace does not say what they compute."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.inplace = nn.ReLU(inplace=True)
+        if kind == "hook":
+            self.first.register_forward_hook(lambda _layer, _given, out: out + 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.first(x.flatten(1))
+        if self.kind == "dropout":
+            z = torch.nn.functional.dropout(z, 0.5)
+        elif self.kind == "in place":
+            z = z + self.inplace(z)
+        elif self.kind == "floor":
+            z = torch.div(z, 0.25, rounding_mode="floor")
+        elif self.kind == "batch":
+            z = z - z.mean()
+        return self.last(z)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["hook", "dropout", "in place", "floor", "batch"])
+@pytest.mark.parametrize("method", ["interval", "crown"])
+def test_what_escapes_a_trace_is_refused(kind: str, method: Any) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match=r"^--model: cannot bound "):
+        Bounds(_Escapes(kind), (1, 2, 3), method=method)

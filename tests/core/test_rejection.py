@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lite as rbl
-from robustbench_lite.defense import InferenceDefense
+from robustbench_lite.defense import InferenceDefense, wrap_all
+from robustbench_lite.defenses.bit_depth import BitDepth
+from robustbench_lite.defenses.feature_squeezing import FeatureSqueezing
+from robustbench_lite.defenses.knn import KNN
+from robustbench_lite.defenses.temperature import Temperature
 from robustbench_lite.errors import UserError
 from robustbench_lite.examples import save_examples
 from robustbench_lite.losses import LOSSES, margin
@@ -72,7 +76,11 @@ def test_logits_of_an_image_turned_away_are_its_labels() -> None:
     network = Network(nn.Identity(), n_classes=3, rejects=True)
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 0.0], [5.0, 2.0, 3.0, 4.0]])
     y = torch.tensor([0, 0, 0])
-    assert network.unrejected(logits, y).tolist() == [[4, 2, 3], [1, 2, 3], [5, 2, 3]]
+    expected = torch.tensor([[4.0, 2, 3], [1, 2, 3], [5, 2, 3]])
+    assert torch.allclose(network.unrejected(logits, y), expected, atol=1e-5)
+    assert network.fooled(logits, y, None).tolist() == [False, True, False]
+    tie = torch.tensor([[1.0, 2.0, 0.0, 2.0]])  # as likely turned away as taken for class 1: it is not turned away
+    assert network.fooled(tie, y[:1], None) and network.unrejected(tie, y[:1]).argmax(1) == 1
     assert Network(nn.Identity()).unrejected(logits, y) is logits
 
 
@@ -179,3 +187,43 @@ def test_a_defense_that_learns_needs_images() -> None:
     assert torch.equal(learned.success, evaluate().success)
     assert learned.run.specification.defenses[0].fit is not None
     assert learned.run.specification.run_id() != evaluate().run.specification.run_id()
+
+
+def test_a_score_at_its_threshold_rejects_nothing() -> None:
+    known = images(200, seed=1)
+    detector = FeatureSqueezing(bits=6, size=1, samples=200)
+    defenses = [detector, Temperature(temperature=1e-4)]  # a network that is sure: most scores are 0
+    fit = (known, torch.zeros(200).long())
+    r = rbl.evaluate(
+        MODEL, X, Y, eps=0.3, attack_options={"loss": "margin"}, defenses=defenses, fit_data=fit, checks=False
+    )
+    assert r.adversarial is not None and not check_run(r.run)
+    with torch.no_grad():
+        said = wrap_all(MODEL, defenses, fit)(r.adversarial).argmax(1)
+    attacked = r.column("attacked").bool()
+    assert torch.equal(r.success, attacked & (said != Y) & (said < 4)) and r.success.any()
+
+
+def test_what_learns_meets_the_images_first() -> None:
+    with pytest.raises(UserError, match=r"^--defense: knn learns from images as they are, .* give it before bit-depth"):
+        evaluate(defenses=[BitDepth(), KNN()], fit_data=(X, Y))
+    with pytest.raises(UserError, match=r"^defenses: at most one may reject images, got suspicious and suspicious"):
+        evaluate(defenses=[Suspicious(), Suspicious()])
+
+
+def test_each_defense_learns_from_as_many_images_as_it_says() -> None:
+    @dataclass(frozen=True)
+    class Counts(InferenceDefense):
+        name: ClassVar[str] = "counts"
+        summary: ClassVar[str] = "for the test"
+        source: ClassVar[str] = "none"
+
+        @property
+        def fit_samples(self) -> int:
+            return 8
+
+        def fit(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
+            assert len(x) == 8 and torch.bincount(y, minlength=4).tolist() == [2, 2, 2, 2]
+            return model
+
+    wrap_all(MODEL, [Counts()], (X, torch.arange(40) % 4))

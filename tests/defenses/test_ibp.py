@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import robustbench_lite as rbl
+from robustbench_lite.bounds import intervals, least_margins
+from robustbench_lite.bounds_ball import box_around
+from robustbench_lite.bounds_graph import steps_of
 from robustbench_lite.defenses.ibp import IBP
 from robustbench_lite.errors import UserError
 
@@ -83,3 +86,12 @@ def test_a_layer_that_cannot_be_bounded_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.GELU(), nn.Linear(4, CLASSES))
     with pytest.raises(UserError, match=r"^--model: cannot bound 2 \(GELU\)"):
         value(IBP(kappa=0.0, warmup=0.0, ramp=0.0), model, x, y)
+
+
+def test_batch_norm_learns_from_the_bounds_too() -> None:
+    x = torch.rand(4, 1, 4, 4)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+    steps = steps_of(model, x.shape[1:])
+    assert model.training
+    least_margins(steps, intervals(steps, box_around(x, 0.1)), torch.tensor([0, 1, 2, 0])).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model[:4].parameters())

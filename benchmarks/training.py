@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import robustbench_lite as rbl
+from robustbench_lite.models import build_model
 from robustbench_lite.prepare import make_defenses
 from robustbench_lite.recipe import recipe_for
 
@@ -76,7 +77,7 @@ def compared(rounds: int, images: int, epochs: int, note: Callable[[str], None])
     for turn in range(rounds):
         for name, train in sides.items():
             note(f"{name}, an epoch, turn {turn + 1} of {rounds} ...")
-            model = rbl.build_model("small-cnn", n_classes=10, shape=data.shape, seed=turn)
+            model = build_model("small-cnn", n_classes=10, shape=data.shape, seed=turn)
             began = time.perf_counter()
             train(model, 1, turn)
             seconds[name].append(time.perf_counter() - began)
@@ -84,7 +85,7 @@ def compared(rounds: int, images: int, epochs: int, note: Callable[[str], None])
     index = torch.arange(images)
     for name, train in sides.items():
         note(f"{name}, {epochs} epochs ...")
-        model = train(rbl.build_model("small-cnn", n_classes=10, shape=data.shape, seed=0), epochs, 0)
+        model = train(build_model("small-cnn", n_classes=10, shape=data.shape, seed=0), epochs, 0)
         note(f"{name}, attacked ...")
         options = {"steps": 50, "step_size": 0.01, "restarts": 10}
         result = rbl.evaluate(

@@ -177,7 +177,8 @@ def write_table(folder: Path, name: str, files: Sequence[Path]) -> pd.DataFrame:
     """The table of these run files, written as NAME.parquet and NAME.md beside the leaderboard, whole or not at all."""
     from .shown import to_markdown
 
-    table = tabulate(sound_run(file) for file in files)
+    # Two cells may be one run: an attack that a defense states, and the same among those of all.
+    table = tabulate(sound_run(file) for file in dict.fromkeys(files))
     stored = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata({METADATA_KEY: b'{"sweep": 1}'})
     write_in_board(folder / f"{name}.parquet", lambda file: pq.write_table(stored, file, compression="zstd"))
 

@@ -100,6 +100,7 @@ def destruction_rate(
 ) -> pd.DataFrame:
     """Which share of adversarial images ceases to fool once transformed (Kurakin et al. 2016, arXiv:1607.02533).
 
+    rejects, hard_votes: of the network, as of `Network`; an image that is turned away does not fool.
     x, adversarial: (N, C, H, W) in [0, 1], clean images and what an attack made of them; y: (N,) int64. A row for each
     of TRANSFORMATIONS: `fooled`, how many adversarial images are classified wrong whose clean image is classified
     right; `destroyed`, the share of those that is classified right once transformed (eq. 1), NaN where there are none;

@@ -40,6 +40,13 @@ def test_it_hardens_and_watches_itself() -> None:
     assert {"single_step_accuracy", "multi_step_accuracy"} <= set(history.rows[0])
 
 
+def test_it_begins_at_eps_0_where_eps_grows() -> None:
+    x, y = batch()
+    model, defense = network(), FastAT(eps=0.2, warmup=0.5, recovery=3)
+    assert torch.allclose(value(defense, model, x, y), plain(model, x, y))
+    trained(FastAT(eps=0.1, warmup=0.5, recovery=3))
+
+
 def test_a_collapse_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robustbench_lite.defenses.fast_at._LOOK", 1)
     x, y = batch(30)

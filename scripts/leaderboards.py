@@ -19,9 +19,8 @@ from robustbench_lite.leaderboard import build, derive, select, to_markdown
 ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "leaderboards"
 README = ROOT / "README.md"
-# The board of defenses: what is run is stated in NAME.toml, and what came out is in NAME.md.
-OF_DEFENSES = BOARD / "defenses"
-SWEEPS = ("digits", "mnist")
+# Boards of their own: what is run is stated in FOLDER/NAME.toml, and what came out is in FOLDER/NAME.md.
+SWEEPS = {"defenses": ("digits", "mnist"), "distillation": ("mnist",), "vat": ("mnist",)}
 
 MODELS = ("resnet18", "small-cnn", "mlp")
 ATTACKS = ("noise", "fgsm", "pgd")
@@ -78,31 +77,33 @@ def make() -> int:
         for arguments in runs(own):
             print("rbl evaluate", " ".join(arguments), flush=True)
             status = status or rbl(["evaluate", *arguments, "--leaderboard", str(BOARD)])
-    status = status or defenses()
+    status = status or sweeps()
     if status:
         return status
     README.write_text(filled(README.read_text("utf-8")), "utf-8")
     return rbl(["leaderboard", "show", "--leaderboard", str(BOARD)])
 
 
-def defenses() -> int:
-    """Run what of the board of defenses is not there, and drop runs that its sweeps no longer name.
+def sweeps() -> int:
+    """Run what of the other boards is not there, and drop runs that their sweeps no longer name.
 
     MNIST is looked for in RBL_DATA, and downloaded where that is not set.
     """
     os.chdir(ROOT)  # the sweeps name files from here
-    folder = os.environ.get("RBL_DATA")
-    for name in SWEEPS:
-        file = OF_DEFENSES / f"{name}.toml"
-        data = () if name == "digits" else ("--data-dir", folder) if folder else ("--download",)
-        print("rbl sweep", file.relative_to(ROOT), flush=True)
-        if status := rbl(["sweep", str(file), "--leaderboard", str(OF_DEFENSES), *data]):
-            return status
-    named = {run for name in SWEEPS for ids in _run_ids(OF_DEFENSES / f"{name}.parquet") for run in ids}
-    for file in (OF_DEFENSES / "runs").glob("*.parquet"):
-        if file.stem not in named:
-            file.unlink()
-    build(OF_DEFENSES)
+    given = os.environ.get("RBL_DATA")
+    for folder, names in SWEEPS.items():
+        board = BOARD / folder
+        for name in names:
+            file = board / f"{name}.toml"
+            data = () if name == "digits" else ("--data-dir", given) if given else ("--download",)
+            print("rbl sweep", file.relative_to(ROOT), flush=True)
+            if status := rbl(["sweep", str(file), "--leaderboard", str(board), *data]):
+                return status
+        named = {run for name in names for ids in _run_ids(board / f"{name}.parquet") for run in ids}
+        for file in (board / "runs").glob("*.parquet"):
+            if file.stem not in named:
+                file.unlink()
+        build(board)
     return 0
 
 

@@ -19,7 +19,9 @@ from robustbench_lite.threat import Threat
 ROOT = Path(__file__).resolve().parent.parent
 BOARD = ROOT / "leaderboards" / "defenses"
 NAMES = ("digits", "mnist")
-MADE = [name for name in NAMES if (BOARD / f"{name}.parquet").exists()]
+# Every table that a sweep of this repository made, beside the file that states it.
+MADE = sorted(file.with_suffix("") for file in BOARD.parent.glob("*/*.toml") if file.with_suffix(".parquet").exists())
+BOARDS = sorted({table.parent for table in MADE})
 
 
 @pytest.fixture(autouse=True)
@@ -55,27 +57,30 @@ def test_the_adaptive_attack_of_each_defense_can_be_made(name: str) -> None:
     assert stated == (defense.adaptive != "auto"), "an attack of its own has its reason in the docstring"
 
 
-def test_every_number_follows_from_the_rows() -> None:
-    assert verify(BOARD) == []
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.name))
+def test_every_number_follows_from_the_rows(board: Path) -> None:
+    assert verify(board) == []
 
 
-def test_there_is_a_table() -> None:
-    assert "digits" in MADE
+def test_there_are_tables() -> None:
+    made = {f"{table.parent.name}/{table.name}" for table in MADE}
+    assert {"defenses/digits", "distillation/mnist", "vat/mnist"} <= made
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_the_table_follows_from_the_runs(name: str) -> None:
-    table = pd.read_parquet(BOARD / f"{name}.parquet")
+@pytest.mark.parametrize("made", MADE, ids=lambda made: f"{made.parent.name}/{made.name}")
+def test_the_table_follows_from_the_runs(made: Path) -> None:
+    table = pd.read_parquet(made.with_name(f"{made.name}.parquet"))
     ids = sorted({run for runs in table["run_ids"] for run in runs})
-    again = tabulate(read_run(BOARD / "runs" / f"{run}.parquet") for run in ids)
+    again = tabulate(read_run(made.parent / "runs" / f"{run}.parquet") for run in ids)
     columns = [column for column in table.columns if column not in ("run_ids", "seeds")]
-    keys = ["dataset", "model", "defense", "defense_options", "attack"]
+    keys = ["dataset", "model", "defense", "defense_options", "norm", "attack"]
     one, other = (frame.sort_values(keys, ignore_index=True)[columns] for frame in (table, again))
     pd.testing.assert_frame_equal(one, other, check_dtype=False)
-    assert (BOARD / f"{name}.md").read_text("utf-8") == to_markdown(table)
+    assert made.with_name(f"{made.name}.md").read_text("utf-8") == to_markdown(table)
 
 
-def test_no_run_is_there_that_no_table_names() -> None:
-    tables = [pd.read_parquet(BOARD / f"{name}.parquet") for name in NAMES if (BOARD / f"{name}.parquet").exists()]
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.name))
+def test_no_run_is_there_that_no_table_names(board: Path) -> None:
+    tables = [pd.read_parquet(made.with_name(f"{made.name}.parquet")) for made in MADE if made.parent == board]
     named = {run for table in tables for runs in table["run_ids"] for run in runs}
-    assert {path.stem for path in (BOARD / "runs").glob("*.parquet")} == named
+    assert {path.stem for path in (board / "runs").glob("*.parquet")} == named

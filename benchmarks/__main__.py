@@ -45,7 +45,9 @@ def main(
     standard_images: Annotated[int, typer.Option(min=10, help="CIFAR-10 test images of the standard part.")] = 128,
     auto_images: Annotated[int, typer.Option(min=10, help="Images for each network of the part auto.")] = 200,
     training_images: Annotated[int, typer.Option(min=10, help="Test images of the part training.")] = 10_000,
-    training_epochs: Annotated[int, typer.Option(min=1, help="Epochs of the part training, after its turns.")] = 10,
+    training_epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of the programs of the part training, and after its turns.")
+    ] = 10,
     networks: Annotated[str, typer.Option(help="Of the part auto, with commas between; see benchmarks.nets.")] = "all",
     attacks: Annotated[str, typer.Option(help="Of the part peers, with commas between.")] = "all",
     rounds: Annotated[
@@ -207,14 +209,17 @@ class Bench:
     def training(self, rounds: int, images: int, epochs: int) -> None:
         """Fast adversarial training beside a plain loop."""
         from .report import grid
-        from .training import HEADS, compared, rows
+        from .training import HEADS, PROGRAM_HEADS, compared, programs, rows
 
+        what = "fast-at on MNIST, linf 0.3, small-cnn"
+        with self.status.status("training ...") as shown:
+            found = programs(rounds, epochs, shown.update)
+        title = f"{what}: programs from start to end, {epochs} epochs, {rounds} turns"
+        grid(self.out, title, PROGRAM_HEADS, rows(found, measured=False), markdown=self.markdown)
         with self.status.status("training ...") as shown:
             found = compared(rounds, images, epochs, shown.update)
-        title = (
-            f"fast-at on MNIST, linf 0.3, small-cnn: {rounds} turns of an epoch, then {epochs} epochs; {images} images"
-        )
-        grid(self.out, title, HEADS, rows(found), markdown=self.markdown)
+        title = f"{what}: in one process, {rounds} turns of an epoch, then {epochs} epochs; {images} images"
+        grid(self.out, title, HEADS, rows(found, measured=True), markdown=self.markdown)
 
     def _compare(
         self,

@@ -1,112 +1,137 @@
-"""Fast adversarial training beside a plain loop of the same recipe: seconds an epoch, turn by turn."""
+"""Fast adversarial training beside a plain loop of the same recipe, in turns: in one process, and as programs."""
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import robustbench_lite as rbl
 from robustbench_lite.models import build_model
 from robustbench_lite.prepare import make_defenses
 from robustbench_lite.recipe import recipe_for
 
+from . import plain
 from .parts import folder
 
-EPS, STEP, LR, BATCH = 0.3, 0.375, 5e-3, 100
+ROOT = Path(__file__).resolve().parent.parent
 HEADS = ("", "seconds an epoch", "ratio", "least", "most", "clean %", "PGD-50 x 10 %")
+PROGRAM_HEADS = ("", "seconds", "ratio", "least", "most")
+PLAIN = "plain loop"
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One side: seconds of each turn, and of the network of the longest training what it withstands."""
+class Turns:
+    """One side: seconds of each turn, and what its network withstands where that was measured."""
 
     name: str
     seconds: tuple[float, ...]
-    clean: float
-    robust: float
+    clean: float | None = None
+    robust: float | None = None
+
+    def cells(self, base: Turns) -> list[str]:
+        """Ratios are of the same turn: the median of them, the least and the most."""
+        ratios = [own / other for own, other in zip(self.seconds, base.seconds, strict=True)]
+        shown = (statistics.median(self.seconds), statistics.median(ratios), min(ratios), max(ratios))
+        return [self.name, *(f"{value:.2f}" for value in shown)]
 
 
-def plain(model: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -> nn.Module:
-    """The recipe as a plain loop (Wong et al. 2020, algorithm 3): one random start, one step, Adam, a cyclic rate."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    generator, steps = torch.Generator().manual_seed(seed), len(x) // BATCH
-    for epoch in range(epochs):
-        order = torch.randperm(len(x), generator=generator)
-        for step in range(steps):
-            rows = order[step * BATCH : (step + 1) * BATCH]
-            images, labels = x[rows], y[rows]
-            done = (epoch + (step + 1) / steps) / epochs
-            for group in optimizer.param_groups:
-                group["lr"] = LR * (done / 0.4 if done < 0.4 else (1 - done) / 0.6)
-            delta = torch.zeros_like(images).uniform_(-EPS, EPS).requires_grad_()
-            F.cross_entropy(model(images + delta), labels).backward()  # type: ignore[no-untyped-call]
-            assert delta.grad is not None
-            delta = (delta.detach() + STEP * delta.grad.sign()).clamp(-EPS, EPS)
-            delta = torch.max(torch.min(1 - images, delta), 0 - images)
-            loss = F.cross_entropy(model((images + delta).clamp(0, 1)), labels)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return model.eval()
+def timed(sides: Mapping[str, Callable[[int], object]], rounds: int, note: Callable[[str], None]) -> list[Turns]:
+    """Each side `rounds` times, all of them in each turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name, run in sides.items():
+            note(f"{name}, turn {turn + 1} of {rounds} ...")
+            began = time.perf_counter()
+            run(turn)
+            seconds[name].append(time.perf_counter() - began)
+    return [Turns(name, tuple(seconds[name])) for name in sides]
 
 
-def ours(model: nn.Module, data: rbl.Dataset, epochs: int, seed: int) -> nn.Module:
-    """`rbl train --defense fast-at`."""
-    defenses: Any = make_defenses(["fast-at"], [f"eps={EPS}"])
-    recipe = recipe_for(defenses, {"epochs": epochs, "seed": seed}, argument="recipe")
-    return rbl.train_model(model, data, recipe=recipe, defenses=defenses)
-
-
-def compared(rounds: int, images: int, epochs: int, note: Callable[[str], None]) -> list[Trained]:
-    """Both in turn for an epoch, `rounds` times, then each for `epochs`; robust accuracy on the first `images`."""
+def compared(rounds: int, images: int, epochs: int, note: Callable[[str], None]) -> list[Turns]:
+    """An epoch of each side in turn, then ours and the plain loop for `epochs`: robust accuracy on the first images."""
     place = folder("RBL_DATA", "data", "MNIST").parent
     data, test = (rbl.load_dataset("mnist", split=split, data_dir=place) for split in ("train", "test"))
     x, y = data.images(torch.arange(len(data))), data.labels
-    sides: dict[str, Callable[[nn.Module, int, int], nn.Module]] = {
-        "ours": lambda model, count, seed: ours(model, data, count, seed),
-        "plain loop": lambda model, count, seed: plain(model, x, y, count, seed),
+    steps = len(x) // plain.BATCH
+
+    def ours(precision: str) -> Callable[[int, int], nn.Module]:
+        def run(count: int, seed: int) -> nn.Module:
+            defenses: Any = make_defenses(["fast-at"], [f"eps={plain.EPS}"])
+            said = {"epochs": count, "seed": seed, "precision": precision}
+            recipe = recipe_for(defenses, said, argument="recipe")
+            return rbl.train_model(network(seed), data, recipe=recipe, defenses=defenses)
+
+        return run
+
+    def network(seed: int) -> nn.Module:
+        return build_model("small-cnn", n_classes=10, shape=data.shape, seed=seed)
+
+    sides: dict[str, Callable[[int, int], nn.Module]] = {
+        "ours": ours("float32"),
+        "ours, precision=bf16": ours("bf16"),
+        PLAIN: lambda count, seed: plain.train(network(seed), plain.from_memory(x, y, seed), steps, count),
+        f"{PLAIN}, DataLoader": lambda count, seed: plain.train(
+            network(seed), plain.from_loader(x, y, seed), steps, count
+        ),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        for name, train in sides.items():
-            note(f"{name}, an epoch, turn {turn + 1} of {rounds} ...")
-            model = build_model("small-cnn", n_classes=10, shape=data.shape, seed=turn)
-            began = time.perf_counter()
-            train(model, 1, turn)
-            seconds[name].append(time.perf_counter() - began)
-    found = []
+    turns = timed({name: lambda turn, run=run: run(1, turn) for name, run in sides.items()}, rounds, note)  # type: ignore[misc]
     index = torch.arange(images)
-    for name, train in sides.items():
-        note(f"{name}, {epochs} epochs ...")
-        model = train(build_model("small-cnn", n_classes=10, shape=data.shape, seed=0), epochs, 0)
-        note(f"{name}, attacked ...")
-        options = {"steps": 50, "step_size": 0.01, "restarts": 10}
-        result = rbl.evaluate(
-            model, test.images(index), test.labels[index], eps=EPS, attack_options=options, checks=False
-        )
-        found.append(Trained(name, tuple(seconds[name]), result.clean_accuracy, result.robust_accuracy))
+    options = {"steps": 50, "step_size": 0.01, "restarts": 10}
+    found = []
+    for side in turns:
+        if side.name.endswith("DataLoader"):  # the plain loop's network, in another order
+            found.append(side)
+            continue
+        note(f"{side.name}, {epochs} epochs ...")
+        model = sides[side.name](epochs, 0)
+        note(f"{side.name}, attacked ...")
+        x_test, y_test = test.images(index), test.labels[index]
+        seen = rbl.evaluate(model, x_test, y_test, eps=plain.EPS, attack_options=options, checks=False)
+        found.append(Turns(side.name, side.seconds, seen.clean_accuracy, seen.robust_accuracy))
     return found
 
 
-def rows(found: list[Trained]) -> list[list[str]]:
-    """The table: ratios are of the same turn, the median of them, the least and the most."""
-    base = next(side for side in found if side.name == "plain loop")
+def programs(rounds: int, epochs: int, note: Callable[[str], None]) -> list[Turns]:
+    """`rbl train` and the plain loop as a script, each a process from its start to the weights on disk."""
+    place = folder("RBL_DATA", "data", "MNIST").parent
+    with tempfile.TemporaryDirectory() as kept:
+
+        def run(*arguments: str, turn: int) -> None:
+            # A cache of its own in each turn: a network that is there already is not trained again.
+            environment = {**os.environ, "RBL_CACHE": f"{kept}/cache-{turn}-{len(arguments)}"}
+            command = [sys.executable, "-m", *arguments]
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+        def ours(*extra: str) -> Callable[[int], None]:
+            options = ("--defense", "fast-at", "--defense-option", f"eps={plain.EPS}", "--epochs", f"{epochs}", *extra)
+            data = ("--dataset", "mnist", "--data-dir", f"{place}")
+            train = ("robustbench_lite.cli.main", "train", "--model", "small-cnn", *data, *options)
+            return lambda turn: run(*train, "--out", f"{kept}/{turn}-{len(extra)}.safetensors", turn=turn)
+
+        sides: dict[str, Callable[[int], object]] = {
+            "rbl train": ours(),
+            "rbl train, precision=bf16": ours("--train-option", "precision=bf16"),
+            PLAIN: lambda turn: run("benchmarks.plain", f"{place}", f"{epochs}", f"{kept}/{turn}.pt", turn=turn),
+        }
+        return timed(sides, rounds, note)
+
+
+def rows(found: Sequence[Turns], *, measured: bool) -> list[list[str]]:
+    """The table; measured: with what the networks withstand."""
+    base = next(side for side in found if side.name == PLAIN)
     lines = []
     for side in found:
-        ratios = [own / other for own, other in zip(side.seconds, base.seconds, strict=True)]
-        lines.append(
-            [
-                side.name,
-                f"{statistics.median(side.seconds):.2f}",
-                *(f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios))),
-                *(f"{100 * value:.1f}" for value in (side.clean, side.robust)),
-            ]
-        )
+        shares = [f"{100 * value:.1f}" if value is not None else "" for value in (side.clean, side.robust)]
+        lines.append(side.cells(base) + (shares if measured else []))
     return lines

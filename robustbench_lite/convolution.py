@@ -1,4 +1,4 @@
-"""The first convolution's gradient in its images on a CPU, as one product and a sum over overlaps."""
+"""The first convolution's gradient in its images on a CPU: a product and a sum over overlaps, or phase by phase."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class FoldedConvolutions(TorchFunctionMode):
     The library's own gradient lays the channels of the image out in vectors, which one grey channel leaves
     all but empty: measured 2 to 5 times slower than a product with the weights followed by `fold`, and, in a
     small network, half of the whole input gradient. The same holds for patches side by side (kernel = stride).
+    Where kernels of stride s > 1 overlap, the pixels of one phase (the same remainder modulo s) are one convolution
+    of the gradient with every s-th weight: all s * s phases at once are an ordinary convolution, whose channels
+    `pixel_shuffle` puts in their places. On a colour image that is 2 to 3 times as fast (7 x 7 of stride 2,
+    11 x 11 of stride 4).
     Only where it pays and is the same function: float32 on a CPU, one group, and weights that want no gradient
     themselves. Nothing else is touched, and the forward pass is the library's.
     """
@@ -54,9 +58,21 @@ def _pays(
         return False
     if isinstance(padding, str) or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu")):
         return False
-    if x.shape[1] == 1:
+    if x.shape[1] == 1 or _in_phases(tuple(weight.shape[2:]), _pair(stride), _pair(padding), _pair(dilation)):
         return True
     return _pair(stride) == tuple(weight.shape[2:]) and _pair(dilation) == (1, 1)
+
+
+def _in_phases(
+    kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> bool:
+    """Whether kernels overlap by half or more at a stride, and none lies in the padding altogether.
+
+    Filling up a 3 x 3 kernel of stride 2 costs what the phases save.
+    """
+    step = stride[0]
+    overlap = step == stride[1] > 1 and min(kernel) >= 2 * step and dilation == (1, 1)
+    return overlap and all(pad < size for pad, size in zip(padding, kernel, strict=True))
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -99,6 +115,30 @@ class _Folded(torch.autograd.Function):
         """Each output pixel's share of each pixel under its kernel, summed where kernels overlap."""
         (gradient,) = gradients
         (weight,) = ctx.saved_tensors
-        columns = weight.flatten(1).t() @ gradient.flatten(2)
-        folded = F.fold(columns, ctx.size, ctx.kernel, *ctx.geometry)
-        return (folded, *([None] * (ctx.given - 1)))
+        dilation, padding, stride = ctx.geometry
+        if _in_phases(ctx.kernel, stride, padding, dilation):
+            image = _of_phases(gradient, weight, ctx.size, stride[0], padding)
+        else:
+            columns = weight.flatten(1).t() @ gradient.flatten(2)
+            image = F.fold(columns, ctx.size, ctx.kernel, *ctx.geometry)
+        return (image, *([None] * (ctx.given - 1)))
+
+
+def _of_phases(gradient: Tensor, weight: Tensor, size: tuple[int, int], step: int, padding: tuple[int, int]) -> Tensor:
+    """The gradient (N, C, *size) in the images of a convolution with `weight` (O, C, h, w), stride `step`.
+
+    In an image with its padding, row step * q + r is reached by row r + step * j of the kernel from output q - j: a
+    convolution over outputs for each r, the same for columns. Kernels are filled up with zeros to whole phases.
+    """
+    height, width = (-(-length // step) for length in weight.shape[2:])
+    full = F.pad(weight, (0, step * width - weight.shape[3], 0, step * height - weight.shape[2]))
+    phases = full.reshape(*weight.shape[:2], height, step, width, step).flip(2, 4)
+    phases = phases.permute(1, 3, 5, 0, 2, 4).reshape(-1, len(weight), height, width)
+    # Whole steps of the padding are not computed at all; what is left of it is cut off.
+    skipped = [pad // step for pad in padding]
+    around = height - 1 - skipped[0], width - 1 - skipped[1]
+    image = F.pixel_shuffle(F.conv2d(gradient, phases, padding=around), step)
+    top, left = (pad - step * skip for pad, skip in zip(padding, skipped, strict=True))
+    # Pixels behind the last kernel move nothing.
+    image = F.pad(image, (0, max(0, left + size[1] - image.shape[3]), 0, max(0, top + size[0] - image.shape[2])))
+    return image[:, :, top : top + size[0], left : left + size[1]].contiguous()

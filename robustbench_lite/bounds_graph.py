@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from .bounds_affine import Operation
 from .bounds_calls import Call, cannot, normalized
+from .defense import Defended
 from .errors import UserError
 from .models.normalize import Normalize
 
@@ -44,6 +45,11 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
         except UserError:
             raise
         except Exception as error:
+            if isinstance(module, Defended):
+                raise UserError(
+                    f"--defense: {module.defense.name} stands before the network, and bounds cannot follow it; "
+                    "leave it out"
+                ) from error
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise cannot(
                 type(module).__name__, "its forward pass cannot be followed", f"{reason}; write it as layers"

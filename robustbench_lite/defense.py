@@ -173,23 +173,32 @@ class _Substitute(torch.autograd.Function):
         return None, gradient
 
 
+def check_stack(defenses: Sequence[InferenceDefense]) -> None:
+    """Raise UserError for defenses that cannot stand before a network in this order, whatever the network is."""
+    for defense in defenses[1:]:
+        if defense.fit_samples:
+            raise UserError(
+                f"--defense: {defense.name} learns from images as they are, so it must meet them first; "
+                f"give it before {defenses[0].name}"
+            )
+    if len(rejecting := [defense.name for defense in defenses if defense.rejects]) > 1:
+        raise UserError(f"--defense: at most one may reject images, got {' and '.join(rejecting)}; leave one out")
+
+
 def wrap_all(
     model: nn.Module, defenses: Sequence[InferenceDefense], learn_from: tuple[Tensor, Tensor] | None = None
 ) -> nn.Module:
     """The network behind defenses in the order given: an image meets the first one first.
 
     learn_from: training images (n, C, H, W) and labels (n,) for defenses that learn.
-    Raises UserError where one needs them and there are none, PluginError where one raises.
+    Raises UserError as `check_stack` does and where one needs images and there are none, PluginError where one
+    raises.
     """
-    for place, defense in reversed(list(enumerate(defenses))):
+    check_stack(defenses)
+    for defense in reversed(defenses):
         if not defense.fit_samples:
             model = defense.wrap(model)
             continue
-        if place:
-            raise UserError(
-                f"--defense: {defense.name} learns from images as they are, so it must meet them first; "
-                f"give it before {defenses[0].name}"
-            )
         if learn_from is None:
             raise UserError(
                 f"fit_data: defense {defense.name} learns from training images; give some as (x, y), got none"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .attack import Attack
 from .checks import Finding, Stated, verdict
 from .data.dataset import Dataset, shard_of
-from .defense import Defense, InferenceDefense, wrap_all
+from .defense import Defense, InferenceDefense, check_stack, wrap_all
 from .environment import environment_record
 from .errors import UserError, unknown_name
 from .files import sha256_file
@@ -111,8 +111,7 @@ class Plan:
         for defense in self.defenses:
             if not isinstance(defense, Defense):
                 raise UserError(f"defenses: expected instances of Defense, such as BitDepth(bits=4), got {defense!r}")
-        if len(rejecting := [defense.name for defense in self.inference if defense.rejects]) > 1:
-            raise UserError(f"defenses: at most one may reject images, got {' and '.join(rejecting)}; leave one out")
+        check_stack(self.inference)
 
     @property
     def inference(self) -> list[InferenceDefense]:

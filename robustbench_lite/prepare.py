@@ -58,9 +58,9 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
     """The defenses that `specs` name, in order, with options `KEY=VALUE` or `DEFENSE.KEY=VALUE`.
 
     A key without a defense goes to the one that has it. Raises UserError for unknown names and options,
-    and for a key that several of them have.
+    for a key that several of them have, and for an order in which they cannot stand before a network.
     """
-    from .defense import InferenceDefense, TrainingDefense
+    from .defense import InferenceDefense, TrainingDefense, check_stack
 
     classes: list[type[Defense]] = []
     for spec in specs:
@@ -74,7 +74,9 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
     for key, value in parse_pairs("--defense-option", options).items():
         place, option = _owner(key, specs, classes)
         given[place][option] = value
-    return [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
+    made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
+    check_stack([defense for defense in made if isinstance(defense, InferenceDefense)])
+    return made
 
 
 def _owner(key: str, specs: Sequence[str], classes: Sequence[type[Any]]) -> tuple[int, str]:

@@ -135,7 +135,10 @@ def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argu
     model = read_weights(Path(file), argument=argument)[1].get("model")
     if not isinstance(model, str):
         raise UserError(f"{argument}: {file} does not say which network it is; give files that rbl train wrote")
-    return load_model(model, n_classes=n_classes, shape=shape, weights=file)
+    try:
+        return load_model(model, n_classes=n_classes, shape=shape, weights=file)
+    except UserError as error:
+        raise UserError(f"{argument}: {str(error).removeprefix('--weights: ').removeprefix('--model: ')}") from error
 
 
 def _preprocessing(module: nn.Module) -> dict[str, Any]:

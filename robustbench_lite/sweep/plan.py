@@ -198,6 +198,11 @@ class Sweep:
         for cell in self._combined():
             key = (cell.network, cell.threat, cell.attack.name, repr(dict(cell.attack.options)), cell.attack.surrogates)
             found.setdefault(key, cell)
+        if not found:
+            raise UserError(
+                f"{self.path.name}: attacks: none is left for {', '.join(sorted({t.norm for t in self.threats}))}; "
+                f"{ADAPTIVE} alone is none for the bare network, and norms says which threats an attack is for"
+            )
         self._check_told_apart(found.values())
         return list(found.values())
 

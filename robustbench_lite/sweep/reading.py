@@ -11,6 +11,7 @@ from ..errors import UserError, close_names
 from ..models.build import find_source
 from ..plan import make_threat
 from ..prepare import make_defenses
+from ..records.schema import NORMS
 from ..threat import Threat
 from .plan import (
     ADAPTIVE,
@@ -26,7 +27,7 @@ from .plan import (
 
 _KINDS = {int: "a whole number", str: "text", bool: "true or false", dict: "a table", list: "a list"}
 _LISTS = ("datasets", "models", "defenses", "threats", "attacks")
-_SETTINGS = {"batch_size": int, "eot": int, "votes": int, "max_queries": int, "checks": bool, "deterministic": bool}
+_COUNTS, _SWITCHES = ("batch_size", "eot", "votes", "max_queries"), ("checks", "deterministic")
 
 
 class _Table:
@@ -105,7 +106,7 @@ def read_sweep(path: Path) -> Sweep:
         seeds=_seeds(top),
         recipe=_recipe(top, "recipe"),
         files=tuple(_files(top)) if "files" in top.values else (),
-        settings={key: value for key, kind in _SETTINGS.items() if (value := top.take(key, kind)) is not None},
+        settings=_settings(top),
         fit_samples=top.whole("fit_samples", 1),
     )
     top.known.append("files")
@@ -183,6 +184,8 @@ def _attacks(top: _Table) -> Iterator[AttackEntry]:
             surrogates = tuple(_model(place, each, SURROGATE_SEED) for place, each in entries)
         table.known.append("surrogates")
         norms = tuple(table.take("norms", list, []))
+        if wrong := [norm for norm in norms if norm not in NORMS]:
+            raise table.wrong("norms", f"must be of {', '.join(NORMS)}, got {wrong[0]!r}")
         table.end()
         if name == ADAPTIVE and (options or surrogates):
             raise UserError(f"{table.file}: {where}: {ADAPTIVE} has the options that each defense states; give none")
@@ -209,6 +212,11 @@ def _seeds(top: _Table) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise top.wrong("seeds", f"has one of them twice: {seeds!r}")
     return tuple(seeds)
+
+
+def _settings(top: _Table) -> dict[str, Any]:
+    said = {key: top.whole(key, 1) for key in _COUNTS} | {key: top.take(key, bool) for key in _SWITCHES}
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def _recipe(table: _Table, key: str) -> dict[str, Any]:

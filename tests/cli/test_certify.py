@@ -146,7 +146,7 @@ def test_a_method_of_ones_own(rbl: Rbl, evaluate: Rbl, folder: Path) -> None:
         (("--model", "nets.py:seven_classes"), "--model: expected logits of shape (1, 4)"),
         (("--model", "nets.py:softmax"), "--model: cannot bound 1 (Softmax)"),
         (("--defense", "random-noise"), "--method: crown cannot bound the randomised defense random-noise"),
-        (("--defense", "bit-depth"), "--model: cannot bound"),
+        (("--defense", "bit-depth"), "--defense: bit-depth stands before the network, and bounds cannot follow it"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: tuple[str, ...], told: str, rbl: Rbl) -> None:

@@ -207,7 +207,7 @@ def test_a_score_at_its_threshold_rejects_nothing() -> None:
 def test_what_learns_meets_the_images_first() -> None:
     with pytest.raises(UserError, match=r"^--defense: knn learns from images as they are, .* give it before bit-depth"):
         evaluate(defenses=[BitDepth(), KNN()], fit_data=(X, Y))
-    with pytest.raises(UserError, match=r"^defenses: at most one may reject images, got suspicious and suspicious"):
+    with pytest.raises(UserError, match=r"^--defense: at most one may reject images, got suspicious and suspicious"):
         evaluate(defenses=[Suspicious(), Suspicious()])
 
 

@@ -104,3 +104,10 @@ def test_a_vote_passes_the_checks_of_a_defense() -> None:
 def test_options_out_of_range(options: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         Ensemble(**options)  # type: ignore[arg-type]
+
+
+def test_a_file_for_other_images_is_named_by_the_option(tmp_path: Path) -> None:
+    x = torch.rand(2, 3, 9, 9)
+    own = build_model("mlp", n_classes=10, shape=(3, 9, 9), seed=0)
+    with pytest.raises(UserError, match=r"^models: .*1\.safetensors does not fit the model: "):
+        wrap_all(own, [Ensemble(models=_written(tmp_path, 1))], (x, torch.zeros(2).long()))

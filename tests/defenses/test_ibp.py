@@ -11,6 +11,8 @@ import robustbench_lite as rbl
 from robustbench_lite.bounds import intervals, least_margins
 from robustbench_lite.bounds_ball import box_around
 from robustbench_lite.bounds_graph import steps_of
+from robustbench_lite.defense import wrap_all
+from robustbench_lite.defenses.bit_depth import BitDepth
 from robustbench_lite.defenses.ibp import IBP
 from robustbench_lite.errors import UserError
 
@@ -86,6 +88,12 @@ def test_a_layer_that_cannot_be_bounded_is_named() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.GELU(), nn.Linear(4, CLASSES))
     with pytest.raises(UserError, match=r"^--model: cannot bound 2 \(GELU\)"):
         value(IBP(kappa=0.0, warmup=0.0, ramp=0.0), model, x, y)
+
+
+def test_a_defense_before_the_network_is_named() -> None:
+    x, y = batch()
+    with pytest.raises(UserError, match=r"^--defense: bit-depth stands before the network"):
+        value(IBP(kappa=0.0, warmup=0.0, ramp=0.0), wrap_all(network(), [BitDepth()]), x, y)
 
 
 def test_batch_norm_learns_from_the_bounds_too() -> None:

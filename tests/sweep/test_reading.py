@@ -41,6 +41,10 @@ OLD = 'datasets = ["digits"]'
         ('"fgsm"', '"corruptions"', ["attacks[1]", "limits of its own"]),
         ('"adaptive"', '{ name = "adaptive", options = { steps = 3 } }', ["attacks[3]", "each defense states"]),
         ('["bit-depth"]', '["bit-deph"]', ["defenses[2].use", "did you mean bit-depth?"]),
+        ('["bit-depth"]', '["bit-depth", "knn"]', ["defenses[2].use", "knn learns", "give it before bit-depth"]),
+        (OLD, f"{OLD}\nvotes = 0", ["votes must be >= 1, got 0"]),
+        (OLD, f'{OLD}\nchecks = "no"', ["checks must be true or false, got 'no'"]),
+        ('"fgsm"', '{ name = "fgsm", norms = ["l7"] }', ["attacks[1].norms must be of linf, l2, l1, l0, got 'l7'"]),
         ("bits = 3", "bit = 3", ["defenses[2].options", "unknown option 'bit'", "did you mean bits?"]),
         ("bits = 3", "bits = 40", ["defenses[2].options", "bits must be in 1..16, got 40"]),
         ("bits = 3", 'bits = "threat"', ["defenses[2].options", "bits must be a whole number, got 'threat'"]),
@@ -63,6 +67,14 @@ def test_what_is_wrong_is_told_in_one_line(
 
 def test_a_file_that_is_not_there(rbl: Rbl) -> None:
     assert "'missing.toml' cannot be read" in rbl("sweep", "missing.toml").error
+
+
+def test_a_sweep_without_a_run(rbl: Rbl, folder: Path) -> None:
+    (folder / "none.toml").write_text(
+        'datasets = ["digits"]\nmodels = ["mlp"]\nthreats = ["linf 0.1"]\ndefenses = ["none"]\n'
+        'attacks = ["adaptive", { name = "pgd", norms = ["l2"] }]\n'
+    )
+    assert rbl("sweep", "none.toml").error.startswith("none.toml: attacks: none is left for linf")
 
 
 def test_short_and_long_forms_say_the_same(stated: Callable[..., Path]) -> None:

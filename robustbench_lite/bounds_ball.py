@@ -22,10 +22,6 @@ class Interval:
     lower: Tensor
     upper: Tensor
 
-    def __getitem__(self, rows: slice) -> Interval:
-        """Some of the rows."""
-        return Interval(self.lower[rows], self.upper[rows])
-
     @property
     def size(self) -> Tensor:
         """The largest absolute value that is possible."""
@@ -55,10 +51,6 @@ class Region:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown_name("norm", self.norm, NORMS)
-
-    def __getitem__(self, rows: slice) -> Region:
-        """That of some of the images."""
-        return Region(self.x[rows], self.norm, self.eps, self.low, self.high)
 
     @property
     def box(self) -> Interval:

@@ -135,7 +135,7 @@ def of_plan(plan: Plan, progress: Callable[[int], None] | None = None) -> pd.Dat
         device=plan.device,
         votes=plan.draws[1],
         rejects=plan.rejects,
-        hard_votes=plan.hard_votes is not None,
+        hard_votes=plan.voters is not None,
         progress=progress,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .certification_plan import CertificationPlan, certificate_threat, make_certifier
 from .certified import Certified
-from .certifier import Certifier, Prover, Scene
+from .certifier import Certifier, Problem, Prover
 from .checkpoint import Checkpoint
 from .defense import Defense, wrap_all
 from .errors import UserError
@@ -75,12 +75,12 @@ def run_certification(
         seed_torch(plan.seed, plan.device)
         classes = len(plan.data.classes)
         network = Network(module, n_classes=classes, device=plan.device, max_batch=max(plan.batch_size, 1))
-        scene = Scene(plan.model.module, plan.inference, network, tuple(plan.data.shape), plan.threat)
+        problem = Problem(plan.model.module, plan.inference, network, tuple(plan.data.shape), plan.threat)
         # What is wrong with the network itself is told as such, and not as what cannot be bounded.
         row = torch.zeros(1, dtype=torch.int64, device=plan.device)
         network.logits(plan.data.images(plan.index[:1]).to(plan.device), Noise(Stream(row), row))
         network.block = network.uniform_block(tuple(plan.data.shape))  # a prediction is an image's own
-        prover = plan.certifier.prepare(scene)
+        prover = plan.certifier.prepare(problem)
         if leaderboard is None:
             columns, seconds = _Proving(plan, prover, None, begin, stop).finish()
             return Certified(_sealed(plan, specification, columns, seconds))

@@ -33,7 +33,7 @@ class Proofs:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Problem:
     """What is certified: a network behind its defenses, on images of one shape, in evaluation mode on its device.
 
     network: the same, as it is asked for its answers.
@@ -87,7 +87,7 @@ class Certifier:
         del defenses
         return {}
 
-    def prepare(self, scene: Scene) -> Prover:
+    def prepare(self, problem: Problem) -> Prover:
         """The method for this network. Raises UserError for a network that it cannot certify."""
         raise NotImplementedError
 
@@ -108,22 +108,22 @@ class Bounding(Certifier):
         if drawn := [defense.name for defense in defenses if defense.randomized]:
             raise UserError(f"method: {self.name} cannot bound the randomised defense {drawn[0]}; leave it out")
 
-    def prepare(self, scene: Scene) -> Prover:
+    def prepare(self, problem: Problem) -> Prover:
         """The network's layers."""
-        bounds = Bounds(wrap_all(scene.module, scene.defenses), scene.shape, method=self.method)
+        bounds = Bounds(wrap_all(problem.module, problem.defenses), problem.shape, method=self.method)
 
         def prove(x: Tensor, y: Tensor, stream: Stream, *, tick: Callable[[float], None]) -> Proofs:
-            prediction = scene.network.logits(x, Noise(stream, y * 0)).argmax(1)
+            prediction = problem.network.logits(x, Noise(stream, y * 0)).argmax(1)
             radius = x.new_zeros(len(x)).double()
             bound = radius + float("nan")
             right = (prediction == y).nonzero()[:, 0]
             tick(len(x) - len(right))
             for some in torch.split(right, bounds.rows):
-                _, least = bounds.certified(x[some], y[some], norm=scene.threat.norm, eps=scene.threat.eps)
+                _, least = bounds.certified(x[some], y[some], norm=problem.threat.norm, eps=problem.threat.eps)
                 # Rounded down, beyond what the company of other images may change in the last bits.
                 least = torch.floor(least * _GRAIN) / _GRAIN
                 bound[some] = least
-                radius[some] = scene.threat.eps * (least > 0).double()
+                radius[some] = problem.threat.eps * (least > 0).double()
                 tick(len(some))
             return Proofs(prediction, radius, bound)
 

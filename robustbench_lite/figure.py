@@ -163,13 +163,13 @@ def _title(result: Result) -> str:
     specification = result.run.specification
     threat = specification.threat
     options = specification.attack_options
-    own = _plain(f"its own limits{f' ({options})' if options else ''}")
+    own = unmarked(f"its own limits{f' ({options})' if options else ''}")
     size = own if specification.attack.own_limits else f"{NORM_TEXT[threat.norm]} $\\leq$ {eps_text(threat.eps)}"
     defense = "" if specification.defense == "none" else f" + {specification.defense}"
     aim = "" if specification.target is None else f" (target {specification.target})"
-    model, data = _plain(f"{specification.model.name}{defense}"), _plain(specification.dataset.name)
+    model, data = unmarked(f"{specification.model.name}{defense}"), unmarked(specification.dataset.name)
     return (
-        f"{model} under {_plain(specification.attack.name + aim)}, "
+        f"{model} under {unmarked(specification.attack.name + aim)}, "
         f"{size}\n"
         f"{data}, {result.n:,} images: clean {100 * result.clean_accuracy:.1f} %, "
         f"robust {100 * result.robust_accuracy:.1f} %{_left_out(result)}"
@@ -363,10 +363,10 @@ class _Canvas:
 def _name(classes: Sequence[str], label: int, longest: int = 26) -> str:
     """A class's name, the first of several, cut where it is long."""
     name = classes[label].split(",")[0]
-    return _plain(name if len(name) <= longest else f"{name[: longest - 1]}…")
+    return unmarked(name if len(name) <= longest else f"{name[: longest - 1]}…")
 
 
-def _plain(text: str) -> str:
+def unmarked(text: str) -> str:
     """Text in which a dollar sign begins no formula."""
     return text.replace("$", r"\$")
 

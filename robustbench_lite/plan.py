@@ -133,7 +133,7 @@ class Plan:
             eot=eot,
             max_batch=max(self.batch_size, 1),
             rejects=self.rejects,
-            hard_votes=self.hard_votes is not None,
+            hard_votes=self.voters is not None,
         )
 
     def defended(self) -> nn.Module:
@@ -160,10 +160,10 @@ class Plan:
         eot, votes = (EOT_DRAWS, VOTES) if self.stated.randomized else (1, 1)
         if self.stated.randomized and self.attack.eot is not None:
             eot = self.attack.eot
-        return self.eot or eot, self.votes or self.hard_votes or votes
+        return self.eot or eot, self.votes or self.voters or votes
 
     @property
-    def hard_votes(self) -> int | None:
+    def voters(self) -> int | None:
         """How many draws vote on a class, by what the defenses state; None: none does."""
         return max((d.votes for d in self.inference if d.votes is not None), default=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,26 @@ class DataRequest:
             image_size=self.image_size,
             workers=self.workers,
         )
+
+
+@dataclass(frozen=True)
+class KeptRequest(DataRequest):
+    """A data set whose splits are read once, however many networks ask for it, or are at hand in place of it."""
+
+    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, request: DataRequest, **splits: Dataset) -> KeptRequest:
+        """The request, answered with these splits, `train` and `test`."""
+        said = {known.name: getattr(request, known.name) for known in dataclasses.fields(DataRequest)}
+        return cls(**said, kept={(request.dataset, request.image_size, name): data for name, data in splits.items()})
+
+    def load(self, split: str | None = None) -> Dataset:
+        """As DataRequest.load."""
+        key = self.dataset, self.image_size, split or self.split
+        if key not in self.kept:
+            self.kept[key] = super().load(split)
+        return self.kept[key]
 
 
 def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Defense]:

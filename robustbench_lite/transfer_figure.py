@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .examples import check_output
-from .figure import NORM_TEXT, _plain
+from .figure import NORM_TEXT, unmarked
 from .files import write_whole
 from .transfer_plan import NOISE
 
@@ -147,7 +147,7 @@ class _Canvas:
             for key, value in attack["options"].items()
         )
         size = f"{NORM_TEXT[threat['norm']]} $\\leq$ {eps_text(threat['eps'])}"
-        what = f"Who fools whom: {_plain(attack['name'] + given)}, {size}"
+        what = f"Who fools whom: {unmarked(attack['name'] + given)}, {size}"
         self._text(self.width / 2, 0.25, what, size=10.5, limit=True, math_text=True)
         under = f"{data['name']}, {data['samples']:,} images; % fooled of those that both networks get right"
         self._text(self.width / 2, 0.49, under, size=7.5, color=_GREY, limit=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..certifier import Certifier, Proofs, Prover, Scene
+from ..certifier import Certifier, Problem, Proofs, Prover
 from ..defense import InferenceDefense
 from ..errors import UserError
 from ..network import Noise
@@ -62,14 +62,16 @@ class Smoothing(Certifier):
         """The noise of the vote."""
         return {"sigma": defenses[0].sigma_of_votes}
 
-    def prepare(self, scene: Scene) -> Prover:
+    def prepare(self, problem: Problem) -> Prover:
         """Votes of the network behind its defenses."""
-        sigma = scene.defenses[0].sigma_of_votes
+        sigma = problem.defenses[0].sigma_of_votes
         assert sigma is not None
 
         def prove(x: Tensor, y: Tensor, stream: Stream, *, tick: Callable[[float], None]) -> Proofs:
             del y
-            rows = [self._one(scene, sigma, x[i : i + 1], Stream(stream.keys[i : i + 1]), tick) for i in range(len(x))]
+            rows = [
+                self._one(problem, sigma, x[i : i + 1], Stream(stream.keys[i : i + 1]), tick) for i in range(len(x))
+            ]
             prediction, radius, bound = zip(*rows, strict=True)
             return Proofs(
                 torch.tensor(prediction, device=x.device),
@@ -80,23 +82,23 @@ class Smoothing(Certifier):
         return prove
 
     def _one(
-        self, scene: Scene, sigma: float, x: Tensor, stream: Stream, tick: Callable[[float], None]
+        self, problem: Problem, sigma: float, x: Tensor, stream: Stream, tick: Callable[[float], None]
     ) -> tuple[int, float, float]:
         """Class (-1 where it abstains), radius and lower bound of the class's share, of one image."""
         every = self.n0 + self.n
-        chosen = self._counts(scene, x, stream.child("choose"), self.n0, lambda k: tick(k / every)).argmax()
-        count = self._counts(scene, x, stream.child("count"), self.n, lambda k: tick(k / every))[chosen]
+        chosen = self._counts(problem, x, stream.child("choose"), self.n0, lambda k: tick(k / every)).argmax()
+        count = self._counts(problem, x, stream.child("count"), self.n, lambda k: tick(k / every))[chosen]
         share = lower_bound(int(count), self.n, self.alpha)
         radius = radius_of(share, sigma)
         return (int(chosen) if radius > 0 else -1), radius, share
 
-    def _counts(self, scene: Scene, x: Tensor, stream: Stream, count: int, tick: Callable[[int], None]) -> Tensor:
+    def _counts(self, problem: Problem, x: Tensor, stream: Stream, count: int, tick: Callable[[int], None]) -> Tensor:
         """How often each class wins among so many noisy copies, (K,); copy d has draw d of the image's stream."""
         total: Tensor | None = None
         for first in range(0, count, self.copies):
             draw = torch.arange(first, min(first + self.copies, count), device=x.device)
             noise = Noise(Stream(stream.keys.expand(len(draw))), draw)
-            logits = scene.network.logits(x.expand(len(draw), *x.shape[1:]), noise, draws=1)
+            logits = problem.network.logits(x.expand(len(draw), *x.shape[1:]), noise, draws=1)
             votes = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
             total = votes if total is None else total + votes
             tick(len(draw))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..options import option_types
 from ..registry import find
-from .listing import Plugin, _described, _word
+from .listing import Plugin, described, fact_text
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Details:
     def facts(self) -> list[tuple[str, str]]:
         """What it is, each with its head."""
         plugin = self.plugin
-        facts = [(head, _word(value)) for head, value in plugin.facts.items()]
+        facts = [(head, fact_text(value)) for head, value in plugin.facts.items()]
         return [(head, text) for head, text in [*facts, ("origin", plugin.origin), ("source", plugin.source)] if text]
 
     def record(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def details(kind: str, spec: str) -> Details:
     fields = dataclasses.fields(thing) if isinstance(thing, type) and dataclasses.is_dataclass(thing) else ()
     kinds = option_types(thing) if fields else {}
     options = tuple((f.name, _kind(kinds[f.name]), _default(f)) for f in fields if f.init)
-    return Details(_described(entry, thing), options)
+    return Details(described(entry, thing), options)
 
 
 def _kind(hint: Any) -> str:
@@ -62,5 +62,5 @@ def _kind(hint: Any) -> str:
 
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
-        return "none" if field.default is None else _word(field.default)
-    return "must be given" if field.default_factory is dataclasses.MISSING else _word(field.default_factory())
+        return "none" if field.default is None else fact_text(field.default)
+    return "must be given" if field.default_factory is dataclasses.MISSING else fact_text(field.default_factory())

@@ -86,38 +86,23 @@ def build(
     OUT holds what is learned (train) and the source's real test images (test), as parquet:OUT reads them.
     """
     from ..data import balanced_subset
-    from ..defense import InferenceDefense
-    from ..errors import UserError
     from ..features import build as make
     from ..features import make_construction
-    from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
-    from .terminal import count_bar, gentle_interrupt, note, print_json, training_bar
+    from ..prepare import DataRequest, pick_device
+    from .features_network import network_of, training_defenses
+    from .terminal import count_bar, gentle_interrupt, print_json
 
     settings = o.merged("--option", option, {"eps": eps, "steps": steps, "step_size": step_size})
     construction = make_construction(kind, settings)
     o.check_model_name(model)
-    defenses = make_defenses(defense or [], defense_option or [])
-    standing = [d.name for d in defenses if isinstance(d, InferenceDefense)]
-    if standing:
-        raise UserError(f"--defense: {standing[0]} trains nothing; a network's own features are what is used here")
+    defenses = training_defenses(defense, defense_option)
     _check_folder(out)
     device = pick_device(device)
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
     test, train = request.load("test"), request.load("train")
     construction.resolve(train)
     index = balanced_subset(train.labels, len(train) if samples is None else samples)
-    with training_bar(f"training {model}") as bar:
-        network = prepare_model(
-            model,
-            request,
-            test,
-            weights=weights,
-            defenses=defenses,
-            recipe={} if epochs is None else {"epochs": epochs},
-            device=device,
-            progress=bar,
-            note=note,
-        )
+    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
     with gentle_interrupt() as stop, count_bar(f"building {construction.symbol}", len(index)) as progress:
         made = make(
             construction,

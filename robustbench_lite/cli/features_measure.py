@@ -67,17 +67,16 @@ def usefulness(
 ) -> None:
     """How useful each feature of a network is (rho), and what of that an attack leaves (gamma)."""
     from ..data import balanced_subset
-    from ..defense import InferenceDefense
-    from ..errors import UserError
     from ..features import Workshop
     from ..features.usefulness import usefulness as measure
     from ..halves import part_of
     from ..network import frozen, placed
     from ..perturbation import make_attack
     from ..plan import make_threat
-    from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
+    from ..prepare import DataRequest, pick_device
+    from .features_network import network_of, training_defenses
     from .features_show import check_outputs, parse_classes, read_beside, show_usefulness
-    from .terminal import count_bar, note, training_bar
+    from .terminal import count_bar
 
     check_outputs(out, figure)
     panels = read_beside(beside or [], figure)
@@ -86,26 +85,13 @@ def usefulness(
     threat = make_threat(norm, eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     make_attack(attack, options, threat)
-    defenses = make_defenses(defense or [], defense_option or [])
-    if standing := [d.name for d in defenses if isinstance(d, InferenceDefense)]:
-        raise UserError(f"--defense: {standing[0]} trains nothing; a network's own features are what is used here")
+    defenses = training_defenses(defense, defense_option)
     device = pick_device(device)
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
     test, train = request.load("test"), request.load("train")
     if samples is not None:
         test = part_of(test, balanced_subset(test.labels, samples), split=f"{test.split}, {samples} of it")
-    with training_bar(f"training {model}") as bar:
-        network = prepare_model(
-            model,
-            request,
-            test,
-            weights=weights,
-            defenses=defenses,
-            recipe={} if epochs is None else {"epochs": epochs},
-            device=device,
-            progress=bar,
-            note=note,
-        )
+    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
     with placed(network.module, device) as module, frozen(module):
         workshop = Workshop(train, module, seed=seed, device=device)
         with count_bar("attacking features", workshop.n_features) as progress:

@@ -142,10 +142,8 @@ def report(
 
 def _robust(defense: list[str] | None, options: list[str] | None, *, grey: bool) -> Any:
     """The defenses that the robust network is trained with; by default the paper's, for the images' colours."""
-    from ..defense import TrainingDefense
-    from ..errors import UserError
     from ..features.targeted import COLOUR_EPS, GREY_EPS
-    from ..prepare import make_defenses
+    from .features_network import training_defenses
 
     names, settings = list(defense or []), list(options or [])
     if not names:
@@ -153,8 +151,4 @@ def _robust(defense: list[str] | None, options: list[str] | None, *, grey: bool)
         given = {pair.partition("=")[0].rpartition(".")[2] for pair in settings}
         own = {"norm": "l2", "eps": GREY_EPS if grey else COLOUR_EPS}
         settings += [f"{key}={value}" for key, value in own.items() if key not in given]
-    made = make_defenses(names, settings)
-    wrong = [d.name for d in made if not isinstance(d, TrainingDefense)]
-    if wrong:
-        raise UserError(f"--defense: {wrong[0]} trains nothing; give one that trains a robust network")
-    return tuple(made)
+    return training_defenses(names, settings, "give one that trains a robust network")

@@ -46,7 +46,7 @@ class Plugin:
         """The row of a table with these columns."""
         if self.broken:
             return [self.name, f"broken: {self.broken}", *[""] * len(_FACTS[self.kind]), self.origin, ""]
-        facts = [_word(self.facts[name]) for name in _FACTS[self.kind]]
+        facts = [fact_text(self.facts[name]) for name in _FACTS[self.kind]]
         return [self.name, self.summary, *facts, self.origin, self.source]
 
 
@@ -77,13 +77,14 @@ def describe(entry: Entry) -> Plugin:
     """What an entry holds, in words; loading it imports it."""
     try:
         thing = entry.load()
-        return _described(entry, thing)
+        return described(entry, thing)
     except (Exception, SystemExit) as error:
         # A plug-in may raise anything; the list must not end at it.
         return Plugin(entry.kind, entry.name, entry.origin, broken=_one_line(error))
 
 
-def _described(entry: Entry, thing: Any) -> Plugin:
+def described(entry: Entry, thing: Any) -> Plugin:
+    """What a plug-in says of itself, for a line of the list."""
     name = getattr(thing, "name", entry.name)
     shown = entry.name if name == entry.name else f"{entry.name} ({name})"
     facts = _FACTS_OF[entry.kind](thing) if entry.kind in _FACTS_OF else {}
@@ -137,7 +138,8 @@ def _one_line(error: BaseException) -> str:
     return line if isinstance(error, (PluginError, TypeError, ValueError)) else f"{type(error).__name__}: {line}"
 
 
-def _word(fact: Any) -> str:
+def fact_text(fact: Any) -> str:
+    """A fact in a word or two."""
     if isinstance(fact, bool):
         return "yes" if fact else "no"
     if isinstance(fact, (list, tuple)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import TextColumn
 
-from .terminal import _bar, _short, note, warn
+from .terminal import new_bar, note, short_label, warn
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -27,7 +27,7 @@ def watching(total: int, stop: Callable[[], bool]) -> Iterator[Watch]:
     """Within: bars on the terminal, where there is one, fed by the watch that is given."""
     from ..sweep import Watch
 
-    with _bar(TextColumn("[dim]{task.fields[state]}[/]")) as bars:
+    with new_bar(TextColumn("[dim]{task.fields[state]}[/]")) as bars:
         whole = bars.add_task("sweep", total=total, state="")
         seen = _Seen(bars, whole, total)
         yield Watch(note=note, warn=warn, training=seen.training, attacking=seen.attacking, done=seen.done, stop=stop)
@@ -47,7 +47,7 @@ class _Seen:
 
         def show(p: TrainingProgress) -> None:
             if not task:
-                task.append(self.bars.add_task(_short(f"training {label}"), total=p.epochs * p.batches, state=""))
+                task.append(self.bars.add_task(short_label(f"training {label}"), total=p.epochs * p.batches, state=""))
             state = f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}"
             self.bars.update(task[0], completed=(p.epoch - 1) * p.batches + p.batch, state=state)
 
@@ -60,7 +60,7 @@ class _Seen:
     @contextlib.contextmanager
     def attacking(self, label: str, total: int) -> Iterator[Callable[[Progress], None]]:
         """A bar of images; the one over all moves with it."""
-        task = self.bars.add_task(_short(label), total=total, state="")
+        task = self.bars.add_task(short_label(label), total=total, state="")
 
         def show(p: Progress) -> None:
             part = (p.done + p.under_way) / max(1, p.total)

@@ -60,7 +60,7 @@ def print_photo(plan: Plan, result: Result) -> Addition:
         device=plan.device,
         votes=plan.draws[1],
         rejects=plan.rejects,
-        hard_votes=plan.hard_votes is not None,
+        hard_votes=plan.voters is not None,
     )
     rows = {str(name): {key: _number(value) for key, value in row.items()} for name, row in table.iterrows()}
     fooled = int(table.fooled.iloc[0])

@@ -48,7 +48,8 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.{0 if speed >= 10 else 1}f}/s", style="dim")
 
 
-def _bar(*details: ProgressColumn) -> Progress:
+def new_bar(*details: ProgressColumn) -> Progress:
+    """A bar as all of them look, with these columns at its end."""
     return Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}"),
@@ -62,7 +63,7 @@ def _bar(*details: ProgressColumn) -> Progress:
     )
 
 
-def _short(label: str, width: int = 24) -> str:
+def short_label(label: str, width: int = 24) -> str:
     """At most so much of a label that in 80 columns there is room for the bar; a name is no markup."""
     return escape(label if len(label) <= width else f"{label[: width - 1]}…")
 
@@ -71,8 +72,8 @@ def _short(label: str, width: int = 24) -> str:
 def attack_bar(label: str, total: int) -> Iterator[Callable[[EvaluationProgress], None]]:
     """A bar of images done, the share still robust, the rate and the time left; what is under way counts in part."""
     details = TextColumn("{task.fields[done]}/{task.total:.0f}"), TextColumn("[dim]{task.fields[robust]}[/]"), _Rate()
-    with _bar(*details) as bar:
-        task = bar.add_task(_short(label), total=total, done=0, robust="", begun=False)
+    with new_bar(*details) as bar:
+        task = bar.add_task(short_label(label), total=total, done=0, robust="", begun=False)
 
         def show(p: EvaluationProgress) -> None:
             if p.resumed and not bar.tasks[0].fields["begun"]:
@@ -87,20 +88,20 @@ def attack_bar(label: str, total: int) -> Iterator[Callable[[EvaluationProgress]
 @contextlib.contextmanager
 def count_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[float], None]]:
     """A bar of images done, `done` of them before; what is given is told how many more."""
-    with _bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"), _Rate()) as bar:
-        task = bar.add_task(_short(label), total=total, completed=done)
+    with new_bar(TextColumn("{task.completed:.0f}/{task.total:.0f}"), _Rate()) as bar:
+        task = bar.add_task(short_label(label), total=total, completed=done)
         yield lambda more: bar.advance(task, more)
 
 
 @contextlib.contextmanager
 def training_bar(label: str) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar of batches over the whole training, with epoch, loss and accuracy."""
-    with _bar(TextColumn("[dim]{task.fields[state]}[/]")) as bar:
+    with new_bar(TextColumn("[dim]{task.fields[state]}[/]")) as bar:
         task: list[Any] = []
 
         def show(p: TrainingProgress) -> None:
             if not task:  # nothing is shown for a network that comes from the cache
-                task.append(bar.add_task(_short(label), total=p.epochs * p.batches, state=""))
+                task.append(bar.add_task(short_label(label), total=p.epochs * p.batches, state=""))
             state = f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}, accuracy {100 * p.accuracy:.1f} %"
             bar.update(task[0], completed=(p.epoch - 1) * p.batches + p.batch, state=state)
 

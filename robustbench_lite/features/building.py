@@ -39,9 +39,18 @@ class Built:
 
 
 def describe(
-    construction: Construction, model: LoadedModel, data: Dataset, index: Tensor, *, seed: int
+    construction: Construction,
+    model: LoadedModel,
+    data: Dataset,
+    index: Tensor,
+    *,
+    seed: int,
+    device: torch.device | str,
 ) -> dict[str, Any]:
-    """All that decides what is made, as plain JSON values: the same description, the same images to the last bit."""
+    """All that decides what is made, as plain JSON values: the same description, the same images to the last bit.
+
+    device: by its type, cpu or cuda. Where weights lie does not decide; their SHA-256 does.
+    """
     from .. import __version__
 
     return {
@@ -52,7 +61,6 @@ def describe(
         "model": {
             "name": model.name,
             "sha256": model.sha256,
-            "weights": model.weights,
             "recipe": model.recipe,
         },
         "dataset": {
@@ -64,13 +72,16 @@ def describe(
             "index_sha256": hashlib.sha256(index.numpy().astype("<i8").tobytes()).hexdigest(),
         },
         "seed": seed,
+        "device": torch.device(device).type,
+        "torch": torch.__version__,
         "version": __version__,
     }
 
 
 def _sources(construction: Construction) -> dict[str, str | None]:
-    """SHA-256 of the file of the construction's class and of each class that it stands on."""
-    classes = [cls for cls in type(construction).__mro__ if cls not in (object, Construction)]
+    """SHA-256 of the file of the construction's class, of each class that it stands on, and of what it works with."""
+    own = [cls for cls in type(construction).__mro__ if cls not in (object, Construction)]
+    classes = [*own, *construction.works_with]
     return {cls.__name__: source_hash(cls) for cls in classes}
 
 
@@ -105,7 +116,7 @@ def build(
         raise UserError(f"--batch-size must be >= 1, got {batch_size}")
     storage.check_shape(data)
     construction = construction.resolve(data)
-    said = describe(construction, model, data, index, seed=seed)
+    said = describe(construction, model, data, index, seed=seed, device=device)
     folder = Path(out).expanduser()
     if (folder / storage.TRAIN).exists():
         found = storage.read_said(folder / storage.TRAIN)

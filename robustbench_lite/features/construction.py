@@ -100,6 +100,11 @@ class Construction:
     symbol: ClassVar[str]
     network: ClassVar[str] = "standard"
 
+    @property
+    def works_with(self) -> tuple[type, ...]:
+        """Classes beside its own, such as an attack's, whose source decides what is made."""
+        return ()
+
     def resolve(self, data: Dataset) -> Self:
         """With the defaults that depend on the data set filled in. Raises UserError for what does not fit it."""
         return self

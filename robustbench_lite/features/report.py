@@ -21,12 +21,12 @@ from ..data import balanced_subset, load_dataset
 from ..data.dataset import Dataset
 from ..network import Network, Noise, exact_float32, frozen, placed
 from ..plan import make_threat
-from ..prepare import prepare_model
+from ..prepare import KeptRequest, prepare_model
 from ..streams import Stream
 from .building import build, describe
 from .construction import Construction, Workshop
 from .leakage import leakage
-from .study import RECIPE, KeptRequest, Study, part
+from .study import RECIPE, Study, part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,7 +208,7 @@ def _built(
     stop: Callable[[], bool] | None,
 ) -> Path:
     """The construction's data set, in the cache under what decides it."""
-    decided = [describe(construction, model, train, index, seed=study.seed), test.fingerprint]
+    decided = [describe(construction, model, train, index, seed=study.seed, device=study.device), test.fingerprint]
     key = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "features" / f"{construction.name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)

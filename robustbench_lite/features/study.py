@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,22 +27,6 @@ RECIPE: dict[str, Any] = {
     "augment": "none",
     "epochs": 20,
 }
-
-
-@dataclass(frozen=True)
-class KeptRequest(DataRequest):
-    """A data set whose splits are at hand: each is read once, however many networks learn from it."""
-
-    splits: Mapping[str, Dataset] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, request: DataRequest, **splits: Dataset) -> KeptRequest:
-        """The request with these splits, `train` and `test`."""
-        return cls(**dataclasses.asdict(request), splits=splits)
-
-    def load(self, split: str | None = None) -> Dataset:
-        """The split as it was given."""
-        return self.splits[split or self.split]
 
 
 def part(whole: Dataset, samples: int) -> Dataset:

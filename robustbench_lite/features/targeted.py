@@ -71,6 +71,11 @@ class Targeted(Construction):
             raise UserError(f"attack: {made.name} cannot aim at a class; take one that can, such as pgd")
         return made
 
+    @property
+    def works_with(self) -> tuple[type, ...]:
+        """The attack's class."""
+        return (type(self._made(1.0 if self.eps is None else self.eps)),)
+
     def resolve(self, data: Dataset) -> Self:
         """With eps for the images' colours."""
         eps = self.eps

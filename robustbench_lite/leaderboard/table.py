@@ -126,7 +126,7 @@ def to_rich(frame: pd.DataFrame, width: int = NARROWEST) -> Table:
         cells = dict(zip(justify, _cells(row, between="\n"), strict=True))
         # Text and not str: names of models may look like markup.
         stacks = ([cells[name] for name in names] for names in stacked)
-        table.add_row(*(Text(_stack(stack, room)) for stack, room in zip(stacks, widths, strict=True)))
+        table.add_row(*(Text(stacked_text(stack, room)) for stack, room in zip(stacks, widths, strict=True)))
     return table
 
 
@@ -144,11 +144,12 @@ def _first_word(row: dict[str, Any]) -> Any:
     return verdict.split(": ")[0] if isinstance(verdict, str) else verdict
 
 
-def _stack(cells: list[str], width: int) -> str:
-    return "\n".join(part for cell in cells for line in cell.splitlines() for part in _wrapped(line, width))
+def stacked_text(cells: list[str], width: int) -> str:
+    """Cells one below the other, each wrapped to the width."""
+    return "\n".join(part for cell in cells for line in cell.splitlines() for part in wrapped(line, width))
 
 
-def _wrapped(line: str, width: int) -> list[str]:
+def wrapped(line: str, width: int) -> list[str]:
     """Lines of at most `width`, broken behind a blank or a sign between words; inside a word only where it must be."""
     lines = [""]
     for word in re.findall(r"[^\s\-:_/=,+]*[\s\-:_/=,+]*", line):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..errors import RecordError
+from .plain import canonical, decode, plain, slug, without
 from .run import read_sealed, rows_sha256, write_sealed
 from .schema import NORMS
 from .specification import (
@@ -27,11 +28,6 @@ from .specification import (
     TimesRecord,
     eps_text,
 )
-from .specification import _canonical as canonical
-from .specification import _decode as decode
-from .specification import _plain as plain
-from .specification import _slug as slug
-from .specification import _without as without
 
 FOLDER = "certificates"
 KEY = b"robustbench_lite_certificate"

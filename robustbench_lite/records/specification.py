@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
-import re
-import types
-import typing
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 from ..errors import RecordError
+from .plain import canonical, decode, plain, slug, without
 from .schema import NORMS, SCHEMA_VERSION
 
 OWN_LIMITS = "own limits"
@@ -178,7 +173,7 @@ class Specification:
 
     def to_json(self) -> str:
         """Strict JSON in the order of the fields. Raises TypeError for what JSON cannot say, NaN included."""
-        return json.dumps(_plain(self, "specification"), allow_nan=False, ensure_ascii=False)
+        return json.dumps(plain(self, "specification"), allow_nan=False, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Specification:
@@ -201,7 +196,7 @@ class Specification:
             )
         if version in (1, 2, 3):
             _complete(raw)
-        specification: Specification = _decode(cls, raw, "specification")
+        specification: Specification = decode(cls, raw, "specification")
         fault = specification._fault()
         if fault:
             raise RecordError(fault)
@@ -227,14 +222,14 @@ class Specification:
         passed (`resolved` is kept), device, batch size, shard, times, costs, environment, and what came out.
         Sources of attack and defenses are kept by hash, so a changed plug-in makes another run.
         """
-        plain = _plain(self, "specification")
+        told = plain(self, "specification")
         kept: dict[str, Any] = {
-            key: plain[key]
+            key: told[key]
             for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
-        kept["model"] = _without(plain["model"], "weights", "recipe")
-        kept["defenses"] = [_deciding(defense) for defense in plain["defenses"]]
-        kept["attack"] = _without(plain["attack"], "options", "minimal", "own_limits")
+        kept["model"] = without(told["model"], "weights", "recipe")
+        kept["defenses"] = [_deciding(defense) for defense in told["defenses"]]
+        kept["attack"] = without(told["attack"], "options", "minimal", "own_limits")
         if self.max_queries is not None:
             kept["max_queries"] = self.max_queries
         return kept
@@ -242,9 +237,9 @@ class Specification:
     def run_id(self) -> str:
         """`MODEL-DEFENSE-DATASET-ATTACK-NORM-EPS-HASH`, safe as a file name anywhere."""
         parts = [self.model.name, self.defense, self.dataset.name, self.attack.name]
-        slug = "-".join([*map(_slug, parts), _slug(self.threat.norm), _slug(eps_text(self.threat.eps))])
-        canonical = json.dumps(_canonical(self.identity()), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return f"{slug}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+        name = "-".join([*map(slug, parts), slug(self.threat.norm), slug(eps_text(self.threat.eps))])
+        text = json.dumps(canonical(self.identity()), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
     def attack_options(self) -> str:
@@ -294,54 +289,16 @@ def threat_text(norm: str, eps: float) -> str:
 
 
 def _pairs(options: dict[str, Any], *, prefix: str = "") -> str:
-    def plain(value: Any) -> str:
+    def shown(value: Any) -> str:
         return eps_text(value) if isinstance(value, float) else str(value)
 
-    return " ".join(f"{prefix}{name}={plain(value)}" for name, value in options.items())
-
-
-def _slug(text: str) -> str:
-    if "/" in text and not re.fullmatch(r"[\d.]+/\d+", text):
-        # A factory or a folder by path: what it is called says enough, where it lies does not travel.
-        scheme, colon, rest = text.partition(":")
-        text = f"{scheme}:{PurePath(rest).name}" if colon and "/" not in scheme else PurePath(text).name
-    return re.sub(r"[^A-Za-z0-9.+]+", "_", text).strip("_.")[:32] or "x"
-
-
-def _without(record: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in names}
+    return " ".join(f"{prefix}{name}={shown(value)}" for name, value in options.items())
 
 
 def _deciding(defense: dict[str, Any]) -> dict[str, Any]:
     """What of a defense's record decides verdicts; what older records do not know is left out where it is nothing."""
     nothing = [name for name in ("rejects", "fit") if not defense[name]]
-    return _without(defense, "spec", "options", "adaptive", *nothing)
-
-
-def _canonical(value: Any) -> Any:
-    """Equal numbers written alike, so that eps 1 and eps 1.0 are one identity."""
-    if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _plain(value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"{where}: a key must be text, got {key!r}")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if type(value) is float and math.isfinite(value):
-        return value
-    raise TypeError(f"{where} must be plain, finite JSON, got {value!r}")
+    return without(defense, "spec", "options", "adaptive", *nothing)
 
 
 def _complete(raw: dict[str, Any]) -> None:
@@ -371,36 +328,3 @@ def _no_constant(name: str) -> float:
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`, or RecordError; the types are those of the dataclasses above."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        inner = next(k for k in arguments if k is not type(None))
-        return None if value is None else _decode(inner, value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return _decode_record(kind, value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        if len(kinds) == len(value):
-            return tuple(_decode(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise RecordError(f"{where} must be {getattr(kind, '__name__', kind)}, got {value!r}")
-
-
-def _decode_record(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    missing, foreign = sorted(set(hints) - set(value)), sorted(set(value) - set(hints))
-    if missing:
-        raise RecordError(f"{where} lacks {', '.join(missing)}")
-    if foreign:
-        raise RecordError(f"{where} has unknown fields {', '.join(foreign)}")
-    return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})

@@ -16,7 +16,7 @@ from ..errors import RblError, RecordError, UserError
 from ..perturbation import make_attack
 from ..plan import Plan, specification_of, with_fit_data
 from ..plan_run import run_plan
-from ..prepare import DataRequest, Untrained, defense_images, fit_images, prepare_model, recorded_defenses
+from ..prepare import DataRequest, KeptRequest, Untrained, defense_images, fit_images, prepare_model, recorded_defenses
 from ..records.run import Run
 from ..records.shards import sound_run
 from ..records.specification import CostsRecord
@@ -66,20 +66,6 @@ class Done:
     state: str
     file: Path | None = None
     error: str = ""
-
-
-@dataclass(frozen=True)
-class KeptRequest(DataRequest):
-    """A data set that is loaded once, however many networks ask for it."""
-
-    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
-
-    def load(self, split: str | None = None) -> Dataset:
-        """As DataRequest.load."""
-        key = self.dataset, self.image_size, split or self.split
-        if key not in self.kept:
-            self.kept[key] = super().load(split)
-        return self.kept[key]
 
 
 @dataclass

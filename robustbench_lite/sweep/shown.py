@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..leaderboard.table import _stack, _wrapped
+from ..leaderboard.table import stacked_text, wrapped
 from ..records.specification import threat_text
 from .marks import RULE
 from .plan import ADAPTIVE
@@ -136,7 +136,7 @@ def to_rich(table: pd.DataFrame) -> Iterator[Table]:
     for title, attacks, rows in _groups(table) if len(table) else ():
         shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
         shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
-        heads = ["\n".join(_wrapped(head, 9)) for head in _heads(attacks)]
+        heads = ["\n".join(wrapped(head, 9)) for head in _heads(attacks)]
         for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
             shown.add_column(head, justify="right", no_wrap=True)
         for row in rows:
@@ -144,7 +144,7 @@ def to_rich(table: pd.DataFrame) -> Iterator[Table]:
             worst, interval = _worst(row)
             clean = percent(row["clean_accuracy"], row["clean_std"])
             shown.add_row(
-                Text(_stack([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=style),
+                Text(stacked_text([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=style),
                 Text("\n".join([worst, interval.strip("[]").replace(", ", "-"), clean])),
                 *(Text(cell.replace(" ", "\n")) for cell in _cells(row, attacks)),
                 Text(f"{_training(row)}\n{_forward(row)[0]}\n{_passes(row)}"),

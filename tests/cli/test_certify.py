@@ -99,12 +99,12 @@ class Lipschitz(rbl.Certifier):
     per_image = True
     share: float = 1.0
 
-    def prepare(self, scene):
-        norms = [torch.linalg.matrix_norm(p.double(), 2) for p in scene.module.parameters() if p.ndim == 2]
+    def prepare(self, problem):
+        norms = [torch.linalg.matrix_norm(p.double(), 2) for p in problem.module.parameters() if p.ndim == 2]
         slope = 2**0.5 * torch.stack(norms).prod()
 
         def prove(x, y, stream, *, tick):
-            logits = scene.module(x).double()
+            logits = problem.module(x).double()
             top = logits.topk(2, 1)
             gap = top.values[:, 0] - top.values[:, 1]
             tick(len(x))

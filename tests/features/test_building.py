@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -80,8 +81,21 @@ def test_provenance_says_what_decided_it(tmp_path: Path) -> None:
     assert said["dataset"]["fingerprint"] == data.fingerprint
     assert said["model"]["sha256"] == loaded().sha256
     assert said["seed"] == 3
-    assert set(said["source_sha256"]) == {"Random", "Targeted"}
+    assert set(said["source_sha256"]) == {"Random", "Targeted", "PGD"}
+    assert said["device"] == "cpu" and said["torch"] == torch.__version__
     assert said["version"]
+
+
+def test_an_attack_from_a_file_decides_by_what_is_in_it_and_weights_by_what_they_are(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    text = "from robustbench_lite.attacks.pgd import PGD\n\n\nclass Own(PGD):\n    name = 'own'\n"
+    own.write_text(text)
+    build(Random(eps=0.5, steps=2, attack=f"{own}:Own"), loaded(), images(), out=tmp_path / "d")
+    moved = dataclasses.replace(loaded(), weights="elsewhere.safetensors")
+    assert build(Random(eps=0.5, steps=2, attack=f"{own}:Own"), moved, images(), out=tmp_path / "d").known
+    own.write_text(text + "    summary = 'another'\n")
+    with pytest.raises(UserError, match=r"holds another data set \(source_sha256 differ\)"):
+        build(Random(eps=0.5, steps=2, attack=f"{own}:Own"), loaded(), images(), out=tmp_path / "d")
 
 
 @pytest.mark.parametrize("construction", CASES, ids=lambda one: one.name)

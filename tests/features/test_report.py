@@ -15,9 +15,9 @@ import torch
 from robustbench_lite.errors import UserError
 from robustbench_lite.features.figure import draw_images
 from robustbench_lite.features.report import LINEAR, NETWORK, Report, report
-from robustbench_lite.features.study import RECIPE, KeptRequest, Study, constructions_of, part
+from robustbench_lite.features.study import RECIPE, Study, constructions_of, part
 from robustbench_lite.features.tables import save_table
-from robustbench_lite.prepare import DataRequest, make_defenses
+from robustbench_lite.prepare import DataRequest, KeptRequest, make_defenses
 
 from .works import images
 

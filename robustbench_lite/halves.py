@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .data.dataset import Dataset, fixed_random
+from .data_request import DataRequest
 from .errors import UserError
-from .prepare import DataRequest
 
 
 def halves(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data_request import DataRequest
 from .errors import UserError, close_names
 from .options import configure, option_types, parse_pairs
 from .registry import builtins, find
@@ -27,51 +27,6 @@ if TYPE_CHECKING:
 
 class Untrained(UserError):
     """A network is not in the cache, and was not to be trained."""
-
-
-@dataclass(frozen=True)
-class DataRequest:
-    """Which data set, as `load_dataset` takes it."""
-
-    dataset: str = "digits"
-    split: str = "test"
-    data_dir: Path | None = None
-    download: bool = False
-    image_size: int | None = None
-    workers: int = 2
-
-    def load(self, split: str | None = None) -> Dataset:
-        """The data set, of this split or another."""
-        from .data import load_dataset
-
-        return load_dataset(
-            self.dataset,
-            split=split or self.split,
-            data_dir=self.data_dir,
-            download=self.download,
-            image_size=self.image_size,
-            workers=self.workers,
-        )
-
-
-@dataclass(frozen=True)
-class KeptRequest(DataRequest):
-    """A data set whose splits are read once, however many networks ask for it, or are at hand in place of it."""
-
-    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, request: DataRequest, **splits: Dataset) -> KeptRequest:
-        """The request, answered with these splits, `train` and `test`."""
-        said = {known.name: getattr(request, known.name) for known in dataclasses.fields(DataRequest)}
-        return cls(**said, kept={(request.dataset, request.image_size, name): data for name, data in splits.items()})
-
-    def load(self, split: str | None = None) -> Dataset:
-        """As DataRequest.load."""
-        key = self.dataset, self.image_size, split or self.split
-        if key not in self.kept:
-            self.kept[key] = super().load(split)
-        return self.kept[key]
 
 
 def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Defense]:
@@ -143,11 +98,12 @@ def prepare_model(
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
     Of the inference-time defenses only those matter behind which a network is trained, and what it then sees.
     """
+    from .decided import describe, describe_defenses
     from .defense import Defended, InferenceDefense, TrainingDefense, wrap_all
     from .models import load_model
     from .processes import main_process
     from .recipe import recipe_for
-    from .training import describe, describe_defenses, train_model
+    from .training import train_model
 
     fitting = [d for d in defenses if isinstance(d, TrainingDefense)]
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
@@ -237,7 +193,7 @@ def _trained_with(weights: str, part: str = "defenses") -> list[tuple[str, dict[
 
 def _check_behind(weights: str | None, behind: Sequence[InferenceDefense]) -> None:
     """Raise UserError for a network that is taken from behind the defense that it was trained behind."""
-    from .training import describe_defenses
+    from .decided import describe_defenses
 
     trained = _trained_with(weights, "behind") if weights else []
     if trained and trained != [_told(d) for d in describe_defenses(behind)]:

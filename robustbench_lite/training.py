@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
@@ -17,16 +16,16 @@ from torch import Tensor, nn
 
 from .augment import augment
 from .convolution import FoldedConvolutions
-from .defense import Defense, Loss, TrainingDefense
+from .decided import describe
+from .defense import Loss, TrainingDefense
 from .errors import RblError, UserError
-from .files import sha256_file
 from .history import History
 from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
 from .models.seeding import seeded
 from .network import PRECISIONS, frozen
 from .processes import Processes, alone
 from .recipe import Recipe, make_optimizer, set_lr
-from .registry import guard, source_hash
+from .registry import guard
 from .resuming import Checkpoint
 from .validation import Validation
 
@@ -385,46 +384,3 @@ def train_model(
     if kept is not None:
         kept.remove(processes)
     return model.eval()
-
-
-def describe(
-    data: Dataset, recipe: Recipe, defenses: Sequence[TrainingDefense] = (), unlabeled: Dataset | None = None
-) -> dict[str, Any]:
-    """All that decides what `train_model` makes of a network, as plain JSON values.
-
-    A defense is described by its name, its options and the SHA-256 of its source file.
-    """
-    described: dict[str, Any] = {
-        "dataset": _told(data),
-        **dataclasses.asdict(recipe.resolve(len(data))),
-        "defenses": describe_defenses(defenses),
-    }
-    if unlabeled is not None:
-        described["unlabeled"] = _told(unlabeled)
-    return described
-
-
-def _told(data: Dataset) -> dict[str, Any]:
-    return {"name": data.name, "split": data.split, "n": len(data), "fingerprint": data.fingerprint}
-
-
-def describe_defenses(defenses: Sequence[Defense]) -> list[dict[str, Any]]:
-    """What `describe` says of the defenses."""
-    return [_describe(defense) for defense in defenses]
-
-
-def _describe(defense: Defense) -> dict[str, Any]:
-    plain = {
-        key: value if isinstance(value, bool | int | float | str | None) else repr(value)
-        for key, value in dataclasses.asdict(defense).items()
-    }
-    # An option may name files (an attack of the user's own, other networks), which decide the result too.
-    said = [part for value in plain.values() if isinstance(value, str) for part in value.split(",")]
-    named = [Path(part.rpartition(":")[0] if ".py:" in part else part) for part in said]
-    sources = {file.name: sha256_file(file) for file in named if file.suffix and file.is_file()}
-    return {
-        "name": defense.name,
-        "options": plain,
-        "source_sha256": source_hash(type(defense)),
-        "plugins": sources,
-    }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_lite.augment import augment
 from robustbench_lite.cache import cache_dir
 from robustbench_lite.data.dataset import ArrayDataset, content_hash
+from robustbench_lite.decided import describe
 from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import PluginError, UserError
 from robustbench_lite.files import sha256_file, write_whole
@@ -26,7 +27,7 @@ from robustbench_lite.history import History
 from robustbench_lite.loop import TrainingProgress
 from robustbench_lite.models import LoadedModel, build_model, load_model, state_sha256
 from robustbench_lite.recipe import Recipe, epochs_for, lr_factor
-from robustbench_lite.training import Trainer, describe, train_model
+from robustbench_lite.training import Trainer, train_model
 
 SHAPE = (1, 8, 8)
 QUICK = Recipe(epochs=3, batch_size=16)

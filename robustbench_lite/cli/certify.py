@@ -77,7 +77,8 @@ def certify(
     """Certified accuracy of a model: the share of images that no attack within eps can turn, proved image by image."""
     from ..certification_plan import CertificationPlan, certificate_threat, check_certification, make_certifier
     from ..data import balanced_subset
-    from ..prepare import DataRequest, make_defenses, pick_device, prepare_model, recorded_defenses
+    from ..data_request import DataRequest
+    from ..prepare import make_defenses, pick_device, prepare_model, recorded_defenses
     from .evaluate import check_board
     from .terminal import note, training_bar
 

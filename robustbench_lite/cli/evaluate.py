@@ -127,10 +127,10 @@ def evaluate(
     as_json: o.AsJson = False,
 ) -> None:
     """Robust accuracy of a model under an attack, proved in a run file and put on a leaderboard."""
+    from ..data_request import DataRequest
     from ..perturbation import make_attack
     from ..plan import Plan, check_settings, make_threat
     from ..prepare import (
-        DataRequest,
         defense_images,
         fit_images,
         make_defenses,

@@ -86,9 +86,10 @@ def build(
     OUT holds what is learned (train) and the source's real test images (test), as parquet:OUT reads them.
     """
     from ..data import balanced_subset
+    from ..data_request import DataRequest
     from ..features import build as make
     from ..features import make_construction
-    from ..prepare import DataRequest, pick_device
+    from ..prepare import pick_device
     from .features_network import network_of, training_defenses
     from .terminal import count_bar, gentle_interrupt, print_json
 

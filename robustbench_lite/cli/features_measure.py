@@ -67,13 +67,14 @@ def usefulness(
 ) -> None:
     """How useful each feature of a network is (rho), and what of that an attack leaves (gamma)."""
     from ..data import balanced_subset
+    from ..data_request import DataRequest
     from ..features import Workshop
     from ..features.usefulness import usefulness as measure
     from ..halves import part_of
     from ..network import frozen, placed
     from ..perturbation import make_attack
     from ..plan import make_threat
-    from ..prepare import DataRequest, pick_device
+    from ..prepare import pick_device
     from .features_network import network_of, training_defenses
     from .features_show import check_outputs, parse_classes, read_beside, show_usefulness
     from .terminal import count_bar

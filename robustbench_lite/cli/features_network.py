@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..data import Dataset
+    from ..data_request import DataRequest
     from ..defense import Defense
     from ..models import LoadedModel
-    from ..prepare import DataRequest
 
 
 def training_defenses(

@@ -95,11 +95,12 @@ def report(
 
     Trained and built parts stay in the cache: a report that was killed goes on when the same command is given again.
     """
+    from ..data_request import DataRequest
     from ..features.report import Bars
     from ..features.report import report as make
     from ..features.study import Study, constructions_of
     from ..options import parse_pairs
-    from ..prepare import DataRequest, pick_device
+    from ..prepare import pick_device
     from ..recipe import recipe_for
     from .features_show import check_outputs, show_report
     from .terminal import count_bar, gentle_interrupt, training_bar, warn

@@ -52,7 +52,8 @@ def sweep(
 
     What is on the leaderboard already is not run again. What fails is passed by and told at the end (exit status 2).
     """
-    from ..prepare import DataRequest, pick_device
+    from ..data_request import DataRequest
+    from ..prepare import pick_device
     from ..sweep import read_sweep, write_table
     from ..sweep.running import Bench
     from .evaluate import check_board

@@ -64,13 +64,14 @@ def train(
     as_json: o.AsJson = False,
 ) -> None:
     """Train a network and write it as safetensors, with its recipe and SHA-256."""
+    from ..data_request import DataRequest
     from ..defense import InferenceDefense, wrap_all
     from ..errors import UserError
     from ..examples import check_output
     from ..history import check_history_path, draw_history, write_history
     from ..models.weights import save_weights
     from ..options import configure
-    from ..prepare import DataRequest, make_defenses, pick_device, prepare_model
+    from ..prepare import make_defenses, pick_device, prepare_model
     from ..processes import main_process
     from ..recipe import Recipe
     from .terminal import note, print_json, training_bar
@@ -134,8 +135,8 @@ def _accuracy(module: object, request: object, device: str) -> float | None:
     """Accuracy on the test split; None for a data set that has none."""
     import torch
 
+    from ..data_request import DataRequest
     from ..errors import UserError
-    from ..prepare import DataRequest
 
     assert isinstance(request, DataRequest)
     assert isinstance(module, torch.nn.Module)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..data import Dataset
+    from ..data_request import DataRequest
     from ..models import LoadedModel
-    from ..prepare import DataRequest
     from ..transfer import TransferMatrix
 
 EPILOG = """\
@@ -67,8 +67,9 @@ def transfer(
 ) -> None:
     """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
     from ..data import balanced_subset
+    from ..data_request import DataRequest
     from ..plan import default_norm, make_threat
-    from ..prepare import DataRequest, fit_images, pick_device
+    from ..prepare import fit_images, pick_device
     from ..surrogate import Surrogate
     from ..transfer import run_transfer
     from ..transfer_plan import TransferPlan, carried

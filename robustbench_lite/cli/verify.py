@@ -59,9 +59,10 @@ def verify(
 
     Say model, weights and defenses as for rbl evaluate. Exit status 0 where all is confirmed, 2 where not.
     """
+    from ..data_request import DataRequest
     from ..defense import InferenceDefense
     from ..errors import RecordError, UserError
-    from ..prepare import DataRequest, defense_images, make_defenses, pick_device
+    from ..prepare import defense_images, make_defenses, pick_device
     from ..records.run import read_run
     from ..reverify import reverify
 

@@ -19,9 +19,10 @@ from torch import nn
 from ..cache import cache_dir
 from ..data import balanced_subset, load_dataset
 from ..data.dataset import Dataset
+from ..data_request import KeptRequest
 from ..network import Network, Noise, exact_float32, frozen, placed
 from ..plan import make_threat
-from ..prepare import KeptRequest, prepare_model
+from ..prepare import prepare_model
 from ..streams import Stream
 from .building import build, describe
 from .construction import Construction, Workshop

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import balanced_subset
 from ..data.dataset import Dataset
+from ..data_request import DataRequest
 from ..errors import UserError, unknown_name
 from ..halves import part_of
 from ..options import option_types
 from ..perturbation import make_attack
 from ..plan import make_threat
-from ..prepare import DataRequest
 from .construction import Construction, make_construction
 
 if TYPE_CHECKING:

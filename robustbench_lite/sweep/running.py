@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import balanced_subset
+from ..data_request import DataRequest, KeptRequest
 from ..errors import RblError, RecordError, UserError
 from ..perturbation import make_attack
 from ..plan import Plan, specification_of, with_fit_data
 from ..plan_run import run_plan
-from ..prepare import DataRequest, KeptRequest, Untrained, defense_images, fit_images, prepare_model, recorded_defenses
+from ..prepare import Untrained, defense_images, fit_images, prepare_model, recorded_defenses
 from ..records.run import Run
 from ..records.shards import sound_run
 from ..records.specification import CostsRecord

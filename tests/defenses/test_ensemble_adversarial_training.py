@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lite.data.checks import from_arrays
+from robustbench_lite.decided import describe
 from robustbench_lite.defenses.ensemble_adversarial_training import EnsembleAdversarialTraining
 from robustbench_lite.errors import UserError
 from robustbench_lite.models import build_model, state_sha256
 from robustbench_lite.models.weights import save_weights
 from robustbench_lite.recipe import Recipe
-from robustbench_lite.training import describe, train_model
+from robustbench_lite.training import train_model
 
 from .steps import CLASSES, batch, plain, trainer_of
 

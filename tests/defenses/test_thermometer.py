@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import robustbench_lite as rbl
+from robustbench_lite.data_request import DataRequest
 from robustbench_lite.defense import wrap_all
 from robustbench_lite.defenses.thermometer import Thermometer
 from robustbench_lite.errors import UserError
-from robustbench_lite.prepare import DataRequest, prepare_model
+from robustbench_lite.prepare import prepare_model
 
 
 def test_a_pixel_is_a_row_of_ones_and_then_zeros() -> None:

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from robustbench_lite.data_request import DataRequest, KeptRequest
 from robustbench_lite.errors import UserError
 from robustbench_lite.features.figure import draw_images
 from robustbench_lite.features.report import LINEAR, NETWORK, Report, report
 from robustbench_lite.features.study import RECIPE, Study, constructions_of, part
 from robustbench_lite.features.tables import save_table
-from robustbench_lite.prepare import DataRequest, KeptRequest, make_defenses
+from robustbench_lite.prepare import make_defenses
 
 from .works import images
 

@@ -15,7 +15,8 @@ from .environment import environment_record
 from .errors import UserError
 from .network import usable_device
 from .options import configure, option_types
-from .plan import begun, dataset_record, defense_records, device_name, foreign_hash, make_threat, model_record
+from .plan import make_threat
+from .plan_record import begun, dataset_record, defense_records, device_name, foreign_hash, model_record
 from .registry import load
 from .threat import Threat
 

@@ -1,39 +1,31 @@
-"""A run before it runs: everything that decides it, and what its record will say."""
+"""A run before it runs: everything that decides it, checked."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .attack import Attack
-from .checks import Finding, Stated, verdict
+from .checks import Stated
 from .data.dataset import Dataset, shard_of
 from .defense import Defense, InferenceDefense, check_stack, wrap_all
-from .environment import environment_record
 from .errors import UserError, unknown_name
-from .files import sha256_file
 from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
-from .history import training_seconds
-from .models.identity import layout_sha256
 from .network import PRECISIONS, Network, usable_device
-from .options import option_types, parse_number
-from .portfolio import Part, Portfolio
-from .registry import load, source_hash
-from .surrogate import PREFIX, Transfer
+from .options import parse_number
+from .registry import load
+from .surrogate import PREFIX
 from .targets import check_target
 from .threat import Threat
 
 if TYPE_CHECKING:
     from .models import LoadedModel
-    from .records.specification import DatasetRecord, DefenseRecord, ModelRecord, Specification, TimesRecord
 
 DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
 EOT_DRAWS = 8
@@ -274,174 +266,3 @@ def check_images(x: Tensor, y: Tensor, classes: int) -> None:
 def shard_suffix(plan: Plan) -> str:
     """What a shard adds to the run's name."""
     return f".shard-{plan.shard[0]}-of-{plan.shard[1]}" if plan.shard else ""
-
-
-def resume_key(plan: Plan, specification: Specification, answers: str) -> dict[str, Any]:
-    """What must be equal for a stored engine to go on bit for bit."""
-    return {
-        "identity": specification.identity(),
-        "answers": answers,
-        "version": specification.version,
-        "batch_size": plan.batch_size,
-        "device": plan.device,
-        "stop_on_success": plan.stop_on_success,
-        "keep_images": plan.keep_images,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-    }
-
-
-def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
-    """Every option as it stands, and those of a portfolio's parts; of a transfer also what tells its surrogates."""
-    if isinstance(attack, Transfer):
-        surrogates = [surrogate.record() for surrogate in attack.surrogates]
-        return {**_resolved(attack.inner, threat), "ensemble": attack.ensemble, "surrogates": surrogates}
-    options = {name: getattr(attack, name) for name in option_types(type(attack))}
-    if isinstance(attack, Portfolio):
-        parts = (Part.of(part) for part in attack.parts(threat))
-        options["parts"] = [
-            {"name": part.attack.name, **_resolved(part.attack.resolve(threat), threat)}
-            | ({"hope": part.hope} if part.hope < 1 else {})
-            | ({"warm": True} if part.warm else {})
-            for part in parts
-        ]
-    return options
-
-
-def _passed(attack: Attack, names: Iterable[str]) -> dict[str, Any]:
-    """The options that the user gave, as they were understood, and the names of surrogates."""
-    if not isinstance(attack, Transfer):
-        return {name: getattr(attack, name) for name in names}
-    options = {name: attack.option(name) for name in names}
-    return {**options, "surrogate": " + ".join(surrogate.name for surrogate in attack.surrogates)}
-
-
-def specification_of(
-    plan: Plan, started: datetime.datetime, findings: Sequence[Finding], checked: dict[str, int]
-) -> Specification:
-    """The record of the plan, as far as it is known before the run."""
-    from . import __version__
-    from .records.specification import AttackRecord, CostsRecord, Specification, ThreatRecord
-
-    attack, threat, (eot, votes) = plan.attack, plan.threat, plan.draws
-    return Specification(
-        version=__version__,
-        status="shard" if plan.shard else "complete",
-        model=model_record(plan.model),
-        defenses=defense_records(plan.defenses, plan.defense_specs, plan.learn_from),
-        dataset=dataset_record(plan.data, len(plan.index)),
-        attack=AttackRecord(
-            name=attack.name,
-            options=_passed(attack, plan.attack_options),
-            resolved=_resolved(attack, threat) | ({} if plan.fit is None else {"fit": plan.fit.record}),
-            source_sha256=foreign_hash(attack.inner if isinstance(attack, Transfer) else attack),
-            access=attack.access,
-            minimal=attack.minimal,
-            own_limits=attack.own_limits,
-        ),
-        threat=ThreatRecord(norm=threat.norm, eps=threat.eps, low=threat.low, high=threat.high),
-        target=None if plan.target is None else str(check_target(plan.target, plan.data.classes)),
-        seed=plan.seed,
-        eot=eot,
-        votes=votes,
-        precision=plan.precision,
-        deterministic=plan.deterministic,
-        max_queries=plan.max_queries,
-        batch_size=plan.batch_size,
-        shard=plan.shard,
-        warnings=tuple(f.text for f in findings),
-        verdict=verdict(list(findings)),
-        device=device_name(plan.device),
-        environment=environment_record(),
-        times=begun(started),
-        calls=checked,
-        costs=CostsRecord(training_seconds=training_seconds(plan.model.history)),
-    )
-
-
-def model_record(model: LoadedModel) -> ModelRecord:
-    """What a record says of the network."""
-    from .records.specification import ModelRecord
-
-    return ModelRecord(
-        name=model.name,
-        sha256=model.sha256,
-        parameters=model.parameters,
-        weights=model.weights,
-        preprocessing=model.preprocessing,
-        recipe=model.recipe,
-        source_sha256=model.source_sha256,
-        layout_sha256=layout_sha256(model.module),
-    )
-
-
-def dataset_record(data: Dataset, samples: int) -> DatasetRecord:
-    """What a record says of the data set, of which it has so many samples."""
-    from .records.specification import DatasetRecord
-
-    return DatasetRecord(
-        name=data.name,
-        split=data.split,
-        fingerprint=data.fingerprint,
-        classes=len(data.classes),
-        shape=tuple(data.shape),
-        samples=samples,
-    )
-
-
-def begun(started: datetime.datetime) -> TimesRecord:
-    """What a record says of its times at the beginning; `started` in UTC."""
-    from .records.specification import TimesRecord
-
-    return TimesRecord(started=started.isoformat(timespec="seconds").replace("+00:00", "Z"), seconds=0.0)
-
-
-def defense_records(
-    defenses: Sequence[Defense], specs: Sequence[str], learn_from: FitData | None = None
-) -> tuple[DefenseRecord, ...]:
-    """What a record says of the defenses; specs: as the user named them. learn_from: what some learned from."""
-    named = specs or [d.name for d in defenses]
-    return tuple(_defense_record(d, spec, learn_from) for d, spec in zip(defenses, named, strict=True))
-
-
-def _defense_record(defense: Defense, spec: str, learn_from: FitData | None) -> DefenseRecord:
-    from .records.specification import DefenseRecord
-
-    at_inference = isinstance(defense, InferenceDefense)
-    learns = isinstance(defense, InferenceDefense) and defense.fit_samples > 0
-    resolved = {name: getattr(defense, name) for name in option_types(type(defense))}
-    return DefenseRecord(
-        name=defense.name,
-        spec=spec.rsplit("/", 1)[-1],
-        options={name: value for name, value in resolved.items() if value != _default(defense, name)},
-        resolved=resolved,
-        source_sha256=foreign_hash(defense),
-        randomized=at_inference and defense.randomized,  # type: ignore[attr-defined]
-        differentiable=not at_inference or defense.differentiable,  # type: ignore[attr-defined]
-        kind="inference" if at_inference else "training",
-        rejects=at_inference and defense.rejects,  # type: ignore[attr-defined]
-        fit=(learn_from.record | _named_files(resolved)) if learns and learn_from is not None else None,
-        adaptive={"attack": defense.adaptive, "options": dict(defense.adaptive_options)},
-    )
-
-
-def _named_files(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The SHA-256 of the files that options name, in order, where there are any: what they hold decides, not a name."""
-    said = [part.strip() for value in options.values() if isinstance(value, str) for part in value.split(",")]
-    files = [Path(part).expanduser() for part in said if Path(part).suffix and Path(part).expanduser().is_file()]
-    return {"files": [sha256_file(file) for file in files]} if files else {}
-
-
-def _default(thing: Defense, option: str) -> Any:
-    return next((f.default for f in dataclasses.fields(thing) if f.name == option), dataclasses.MISSING)
-
-
-def foreign_hash(thing: Any) -> str | None:
-    """The hash of a plug-in's source; what comes with the package is told by the package's version."""
-    return None if type(thing).__module__.startswith("robustbench_lite.") else source_hash(type(thing))
-
-
-def device_name(device: str) -> str:
-    """What a record says of the device."""
-    kind = torch.device(device)
-    return f"{device} ({torch.cuda.get_device_name(kind)})" if kind.type == "cuda" else device

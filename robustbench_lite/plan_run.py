@@ -15,7 +15,8 @@ from .assessment import judged, probe
 from .checkpoint import Checkpoint
 from .fitting import FIT_ROWS, Fit, fit_attack
 from .network import Network, exact_float32, frozen, placed, seed_torch
-from .plan import Plan, PlanSource, resume_key, shard_suffix, specification_of, with_fit_data
+from .plan import Plan, PlanSource, shard_suffix, with_fit_data
+from .plan_record import resume_key, specification_of
 from .plausibility import at_chance, of_settings
 from .portfolio import engine_for
 from .result import Result, make_table

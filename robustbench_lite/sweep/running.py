@@ -15,7 +15,8 @@ from ..data import balanced_subset
 from ..data_request import DataRequest, KeptRequest
 from ..errors import RblError, RecordError, UserError
 from ..perturbation import make_attack
-from ..plan import Plan, specification_of, with_fit_data
+from ..plan import Plan, with_fit_data
+from ..plan_record import specification_of
 from ..plan_run import run_plan
 from ..prepare import Untrained, defense_images, fit_images, prepare_model, recorded_defenses
 from ..records.run import Run

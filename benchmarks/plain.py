@@ -32,8 +32,7 @@ def from_memory(x: Tensor, y: Tensor, seed: int) -> Batches:
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(x), generator=generator)
-        for start in range(0, len(x), BATCH):
-            rows = order[start : start + BATCH]
+        for rows in order[: len(x) // BATCH * BATCH].reshape(-1, BATCH):
             yield x[rows], y[rows]
 
     return batches
@@ -42,7 +41,7 @@ def from_memory(x: Tensor, y: Tensor, seed: int) -> Batches:
 def from_loader(x: Tensor, y: Tensor, seed: int) -> Batches:
     """Batches by a DataLoader, as most loops have them."""
     generator = torch.Generator().manual_seed(seed)
-    loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True, generator=generator)
+    loader = DataLoader(TensorDataset(x, y), BATCH, shuffle=True, generator=generator, drop_last=True)
     return lambda: iter(loader)
 
 

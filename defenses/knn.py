@@ -53,7 +53,7 @@ class KNN(InferenceDefense):
     def fit(self, model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
         """The network among the images' features. Raises UserError for one that does not end in a linear layer."""
         if len(x) < self.k:
-            raise UserError(f"k must be at most the training images that there are, {len(x)}, got {self.k}")
+            raise UserError(f"k of knn must be at most the training images that there are, {len(x)}, got {self.k}")
         features = Penultimate(model, x[:1])
         known = torch.cat([_unit(features(part)) for part in x.split(ROWS)])  # type: ignore[no-untyped-call]
         return Nearest(features, known, y, model(x[:1]).shape[1], self)

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from .bounds_affine import Operation
 from .bounds_calls import Call, cannot, normalized
-from .defense import Defended
+from .defense import Defended, InferenceDefense, see_through
 from .errors import UserError
 from .models.normalize import Normalize
 
@@ -45,10 +45,9 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
         except UserError:
             raise
         except Exception as error:
-            if isinstance(module, Defended):
+            if (defense := _in_the_way(module)) is not None:
                 raise UserError(
-                    f"--defense: {module.defense.name} stands before the network, and bounds cannot follow it; "
-                    "leave it out"
+                    f"--defense: {defense.name} stands before the network, and bounds cannot follow it; leave it out"
                 ) from error
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise cannot(
@@ -59,6 +58,28 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
         with torch.random.fork_rng():  # with gradients: bounds are learned from, in `ibp`
             lowered = _Lowered(traced, torch.rand((_ROWS, *shape), dtype=parameter.dtype, device=parameter.device))
             return lowered.steps()
+
+
+class _Alone(nn.Module):
+    """A defense without its network."""
+
+    def __init__(self, defense: InferenceDefense) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, x: Tensor) -> Tensor:
+        return see_through(self.defense, x)
+
+
+def _in_the_way(module: nn.Module) -> InferenceDefense | None:
+    """The first of the defenses before a network that cannot be followed."""
+    while isinstance(module, Defended):
+        try:
+            _Tracer().trace(_Alone(module.defense))
+        except Exception:
+            return module.defense
+        module = module.model
+    return None
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ class FoldedConvolutions(TorchFunctionMode):
     of the gradient with every s-th weight: all s * s phases at once are an ordinary convolution, whose channels
     `pixel_shuffle` puts in their places. On a colour image that is 2 to 3 times as fast (7 x 7 of stride 2,
     11 x 11 of stride 4).
-    Only where it pays and is the same function: float32 on a CPU, one group, and weights that want no gradient
-    themselves. Nothing else is touched, and the forward pass is the library's.
+    Only where it pays and is the same function: float32 or bfloat16 on a CPU, one group, and weights that want no
+    gradient themselves. Nothing else is touched, and the forward pass is the library's.
     """
 
     def __torch_function__(
@@ -50,7 +50,9 @@ def _pays(
     dilation: Any = 1,
     groups: int = 1,
 ) -> bool:
-    if not (type(x) is Tensor and x.requires_grad and x.ndim == 4 and x.shape[1] <= _FEW and groups == 1):
+    if not (
+        type(x) is Tensor and x.requires_grad and x.ndim == weight.ndim == 4 and x.shape[1] <= _FEW and groups == 1
+    ):
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad) or not len(x):
         return False
@@ -130,15 +132,15 @@ def _of_phases(gradient: Tensor, weight: Tensor, size: tuple[int, int], step: in
     In an image with its padding, row step * q + r is reached by row r + step * j of the kernel from output q - j: a
     convolution over outputs for each r, the same for columns. Kernels are filled up with zeros to whole phases.
     """
-    height, width = (-(-length // step) for length in weight.shape[2:])
-    full = F.pad(weight, (0, step * width - weight.shape[3], 0, step * height - weight.shape[2]))
-    phases = full.reshape(*weight.shape[:2], height, step, width, step).flip(2, 4)
-    phases = phases.permute(1, 3, 5, 0, 2, 4).reshape(-1, len(weight), height, width)
-    # Whole steps of the padding are not computed at all; what is left of it is cut off.
-    skipped = [pad // step for pad in padding]
-    around = height - 1 - skipped[0], width - 1 - skipped[1]
+    taps = [-(-length // step) for length in weight.shape[2:]]
+    full = F.pad(weight, (0, step * taps[1] - weight.shape[3], 0, step * taps[0] - weight.shape[2]))
+    phases = full.reshape(*weight.shape[:2], taps[0], step, taps[1], step).flip(2, 4)
+    phases = phases.permute(1, 3, 5, 0, 2, 4).reshape(-1, len(weight), *taps)
+    # Outputs from before the first to behind the last: as few as reach every row of the image, padding left out.
+    around = [
+        max(tap - 1 - pad // step, (pad + length - 1) // step - (count - 1))
+        for tap, pad, length, count in zip(taps, padding, size, gradient.shape[2:], strict=True)
+    ]
     image = F.pixel_shuffle(F.conv2d(gradient, phases, padding=around), step)
-    top, left = (pad - step * skip for pad, skip in zip(padding, skipped, strict=True))
-    # Pixels behind the last kernel move nothing.
-    image = F.pad(image, (0, max(0, left + size[1] - image.shape[3]), 0, max(0, top + size[0] - image.shape[2])))
+    top, left = (pad - step * (tap - 1 - more) for tap, pad, more in zip(taps, padding, around, strict=True))
     return image[:, :, top : top + size[0], left : left + size[1]].contiguous()

@@ -36,21 +36,26 @@ class DataRequest:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeptRequest(DataRequest):
     """A data set whose splits are read once, however many networks ask for it, or are at hand in place of it."""
 
-    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
+    kept: dict[Any, Dataset] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, request: DataRequest, **splits: Dataset) -> KeptRequest:
-        """The request, answered with these splits, `train` and `test`."""
+    def of(cls, request: DataRequest, *, train: Dataset, test: Dataset) -> KeptRequest:
+        """The request, answered with these splits."""
         said = {known.name: getattr(request, known.name) for known in dataclasses.fields(DataRequest)}
-        return cls(**said, kept={(request.dataset, request.image_size, name): data for name, data in splits.items()})
+        made = cls(**said)
+        made.kept.update({made._key("train"): train, made._key("test"): test})
+        return made
+
+    def _key(self, split: str) -> tuple[Any, ...]:
+        return self.dataset, self.data_dir, self.image_size, split
 
     def load(self, split: str | None = None) -> Dataset:
         """As DataRequest.load."""
-        key = self.dataset, self.image_size, split or self.split
+        key = self._key(split or self.split)
         if key not in self.kept:
             self.kept[key] = super().load(split)
         return self.kept[key]

@@ -173,16 +173,21 @@ class _Substitute(torch.autograd.Function):
         return None, gradient
 
 
-def check_stack(defenses: Sequence[InferenceDefense]) -> None:
+def check_stack(defenses: Sequence[InferenceDefense], *, argument: str = "defenses") -> None:
     """Raise UserError for defenses that cannot stand before a network in this order, whatever the network is."""
+    for what, those in (
+        ("learn from images", [defense for defense in defenses if defense.fit_samples]),
+        ("reject images", [defense for defense in defenses if defense.rejects]),
+    ):
+        if len(those) > 1:
+            names = " and ".join(defense.name for defense in those)
+            raise UserError(f"{argument}: at most one may {what}, got {names}; leave one out")
     for defense in defenses[1:]:
         if defense.fit_samples:
             raise UserError(
-                f"--defense: {defense.name} learns from images as they are, so it must meet them first; "
+                f"{argument}: {defense.name} learns from images as they are, so it must meet them first; "
                 f"give it before {defenses[0].name}"
             )
-    if len(rejecting := [defense.name for defense in defenses if defense.rejects]) > 1:
-        raise UserError(f"--defense: at most one may reject images, got {' and '.join(rejecting)}; leave one out")
 
 
 def wrap_all(

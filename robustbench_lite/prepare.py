@@ -50,7 +50,7 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
         place, option = _owner(key, specs, classes)
         given[place][option] = value
     made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
-    check_stack([defense for defense in made if isinstance(defense, InferenceDefense)])
+    check_stack([defense for defense in made if isinstance(defense, InferenceDefense)], argument="--defense")
     return made
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..attack import Attack
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..network import exact_float32, frozen, placed
@@ -80,9 +81,9 @@ def describe(
 
 def _sources(construction: Construction) -> dict[str, str | None]:
     """SHA-256 of the file of the construction's class, of each class that it stands on, and of what it works with."""
-    own = [cls for cls in type(construction).__mro__ if cls not in (object, Construction)]
-    classes = [*own, *construction.works_with]
-    return {cls.__name__: source_hash(cls) for cls in classes}
+    classes = [cls for leaf in (type(construction), *construction.works_with) for cls in leaf.__mro__]
+    known = (object, Construction, Attack)
+    return {f"{cls.__module__}.{cls.__qualname__}": source_hash(cls) for cls in classes if cls not in known}
 
 
 def build(

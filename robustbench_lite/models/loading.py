@@ -24,7 +24,8 @@ from .identity import layout_sha256, state_sha256
 from .normalize import Normalize
 from .weights import load_weights, read_weights, save_weights
 
-# Part of a cached network's key: raised when the same recipe starts to give another network.
+# Part of a cached network's key: raised when a recipe starts to mean another network;
+# what differs by rounding is the same.
 TRAINING_VERSION = 1
 
 
@@ -76,7 +77,7 @@ def load_model(
     is returned, any other is trained by `train` and kept in the cache, so that the next call with the
     same model and `recipe` trains nothing.
     train: trains a network and returns it (`training.train_model`).
-    recipe: all that decides what `train` gives, as plain JSON values (`training.describe`): the key of
+    recipe: all that decides what `train` gives, as plain JSON values (`decided.describe`): the key of
     the cached network beside the model's name, and what its record says.
     retrain: train also what has weights already (a train-time defense of a factory's network).
     seed: of the initial weights.
@@ -138,7 +139,8 @@ def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argu
     try:
         return load_model(model, n_classes=n_classes, shape=shape, weights=file)
     except UserError as error:
-        raise UserError(f"{argument}: {str(error).removeprefix('--weights: ').removeprefix('--model: ')}") from error
+        error.args = (f"{argument}: {str(error).removeprefix('--weights: ').removeprefix('--model: ')}",)
+        raise
 
 
 def _preprocessing(module: nn.Module) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def slug(text: str) -> str:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the type `kind`, or RecordError; the types are those of the dataclasses above."""
+    """`value` as the type `kind`, or RecordError; the types are those of the dataclass that a record is of."""
     if kind is Any:
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from robustbench_lite import convolution
 from robustbench_lite.convolution import FoldedConvolutions, _Folded
 
 
@@ -46,6 +47,42 @@ def test_equals_the_librarys_gradient(
     with FoldedConvolutions():
         found = _gradient(x, weight, *geometry)
     assert torch.allclose(found.double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_every_alignment_of_kernel_stride_padding_and_size(step: int) -> None:
+    """Kernels that overlap by half or more are differentiated phase by phase: each remainder of size and padding."""
+    for kernel in range(2 * step, 3 * step + 1):
+        for padding in range(kernel):
+            for extra in range(step):
+                size = max(1, kernel - 2 * padding) + extra, max(1, kernel - 2 * padding) + step + 1
+                generator = torch.Generator().manual_seed(kernel)
+                x = torch.rand((2, 3, *size), generator=generator)
+                weight = torch.randn((2, 3, kernel, kernel), generator=generator)
+                geometry = (None, step, padding)
+                expected = _gradient(x.double(), weight.double(), *geometry)
+                with FoldedConvolutions():
+                    found = _gradient(x, weight, *geometry)
+                assert torch.allclose(found.double(), expected, atol=1e-4), (kernel, padding, size)
+
+
+@pytest.mark.parametrize("case", [(1, 29, 4, 2, 2), (3, 224, 7, 2, 3), (3, 227, 8, 4, 4), (3, 224, 11, 4, 2)])
+def test_first_layers_of_known_networks(case: tuple[int, int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    own = convolution._of_phases
+
+    def phases(gradient: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
+        seen.append(tuple(weight.shape))
+        return own(gradient, weight, *geometry)
+
+    monkeypatch.setattr(convolution, "_of_phases", phases)
+    channels, size, kernel, step, padding = case
+    x, weight = torch.rand(1, channels, size, size), torch.randn(2, channels, kernel, kernel)
+    expected = _gradient(x.double(), weight.double(), None, step, padding)
+    with FoldedConvolutions():
+        found = _gradient(x, weight, None, step, padding)
+    assert torch.allclose(found.double(), expected, atol=1e-4)
+    assert seen == [(2, channels, kernel, kernel)]
 
 
 def _folds(monkeypatch: pytest.MonkeyPatch) -> list[int]:

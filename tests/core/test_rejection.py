@@ -205,10 +205,12 @@ def test_a_score_at_its_threshold_rejects_nothing() -> None:
 
 
 def test_what_learns_meets_the_images_first() -> None:
-    with pytest.raises(UserError, match=r"^--defense: knn learns from images as they are, .* give it before bit-depth"):
+    with pytest.raises(UserError, match=r"^defenses: knn learns from images as they are, .* give it before bit-depth"):
         evaluate(defenses=[BitDepth(), KNN()], fit_data=(X, Y))
-    with pytest.raises(UserError, match=r"^--defense: at most one may reject images, got suspicious and suspicious"):
+    with pytest.raises(UserError, match=r"^defenses: at most one may reject images, got suspicious and suspicious"):
         evaluate(defenses=[Suspicious(), Suspicious()])
+    with pytest.raises(UserError, match=r"^defenses: at most one may learn from images, got knn and knn"):
+        evaluate(defenses=[KNN(), KNN()], fit_data=(X, Y))
 
 
 def test_each_defense_learns_from_as_many_images_as_it_says() -> None:

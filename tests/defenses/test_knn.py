@@ -69,5 +69,5 @@ def test_what_cannot_be() -> None:
             KNN(**options)
     with pytest.raises(UserError, match=r"no linear layer"):
         KNN(k=1).fit(nn.Flatten(), _images(20, 0), torch.zeros(20).long())
-    with pytest.raises(UserError, match=r"^k must be at most the training images that there are, 3, got 10"):
+    with pytest.raises(UserError, match=r"^k of knn must be at most the training images that there are, 3, got 10"):
         KNN().fit(_network(), _images(3, 0), torch.zeros(3).long())

@@ -81,7 +81,11 @@ def test_provenance_says_what_decided_it(tmp_path: Path) -> None:
     assert said["dataset"]["fingerprint"] == data.fingerprint
     assert said["model"]["sha256"] == loaded().sha256
     assert said["seed"] == 3
-    assert set(said["source_sha256"]) == {"Random", "Targeted", "PGD"}
+    assert set(said["source_sha256"]) == {
+        "robustbench_lite.features.constructions.random.Random",
+        "robustbench_lite.features.targeted.Targeted",
+        "robustbench_lite.attacks.pgd.PGD",
+    }
     assert said["device"] == "cpu" and said["torch"] == torch.__version__
     assert said["version"]
 

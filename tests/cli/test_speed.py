@@ -1,4 +1,4 @@
-"""How the program's threads wait: long where cores are free, shortly where others work, never against the user's word."""
+"""How the program's threads wait: long where cores are free, shortly where others work, never against the user."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import robustbench_lite as rbl
 from robustbench_lite.data import balanced_subset
+from robustbench_lite.models import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESNET20 = f"{ROOT / 'benchmarks' / 'resnet20.py'}:make"
@@ -229,3 +230,19 @@ def test_absent_folders_are_named_and_nothing_else_runs(tmp_path: Path) -> None:
     assert "mnist-fast-at/fgsm.pth" in done.stderr
     assert "RBL_WEIGHTS" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_plain_loop_trains_the_same_network_and_learns(benchmarks: Any) -> None:
+    plain = benchmarks("plain")
+    torch.manual_seed(0)
+    network = plain.small_cnn()
+    own = build_model("small-cnn", n_classes=10, shape=(1, 28, 28), seed=0)
+    assert [p.shape for p in network.parameters()] == [p.shape for p in own.parameters()]
+    y = torch.arange(400) % 10
+    x = torch.zeros(400, 1, 28, 28)
+    x[torch.arange(400), 0, :, 2 * y] = 1.0  # a line whose place is the class, which eps 0.3 cannot hide
+    for batches in (plain.from_memory, plain.from_loader):
+        seen = torch.cat([labels for _, labels in batches(x, y, 0)()])
+        assert torch.equal(seen.sort().values, y.sort().values)
+    plain.train(network, plain.from_memory(x, y, 0), 4, 25)
+    assert (network(x).argmax(1) == y).float().mean() > 0.9

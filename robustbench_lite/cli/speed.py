@@ -22,8 +22,8 @@ def prepare_process() -> None:
 
     Threads that wait by spinning take the cores from whoever works: with one more process on the machine a small
     network's training took more than ten times as long as with threads that soon sleep. Where nobody else works,
-    threads that soon sleep are woken too late, and it took 1.4 times as long. A library leaves such settings to the
-    program.
+    threads that soon sleep are woken too late, and it took 1.1 to 1.6 times as long in trials. A library leaves such
+    settings to the program.
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = _LONG if cores_are_free() else _SHORT

@@ -35,7 +35,21 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
     A key without a defense goes to the one that has it. Raises UserError for unknown names and options,
     for a key that several of them have, and for an order in which they cannot stand before a network.
     """
-    from .defense import InferenceDefense, TrainingDefense, check_stack
+    from .defense import InferenceDefense, check_stack
+
+    classes = defense_classes(specs)
+    given: list[dict[str, str]] = [{} for _ in classes]
+    for key, value in parse_pairs("--defense-option", options).items():
+        place, option = _owner(key, specs, classes)
+        given[place][option] = value
+    made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
+    check_stack([defense for defense in made if isinstance(defense, InferenceDefense)], argument="--defense")
+    return made
+
+
+def defense_classes(specs: Sequence[str]) -> list[type[Defense]]:
+    """The classes that `specs` name, in order; raises UserError for an unknown name and for what is no defense."""
+    from .defense import InferenceDefense, TrainingDefense
 
     classes: list[type[Defense]] = []
     for spec in specs:
@@ -45,13 +59,7 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
                 f"--defense: {spec} is neither an InferenceDefense nor a TrainingDefense; see rbl defenses new"
             )
         classes.append(cls)
-    given: list[dict[str, str]] = [{} for _ in classes]
-    for key, value in parse_pairs("--defense-option", options).items():
-        place, option = _owner(key, specs, classes)
-        given[place][option] = value
-    made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
-    check_stack([defense for defense in made if isinstance(defense, InferenceDefense)], argument="--defense")
-    return made
+    return classes
 
 
 def _owner(key: str, specs: Sequence[str], classes: Sequence[type[Any]]) -> tuple[int, str]:

@@ -234,7 +234,7 @@ class Sweep:
             if attack.norms and threat.norm not in attack.norms:
                 continue
             cell = Cell(data, model, defense, threat, attack, seed)
-            with self.naming(defense.where):
+            with self.naming(f"{defense.where}.options", {"--defense": f"{defense.where}.use"}):
                 made = self._checked(cell)
             own = attack.name == ADAPTIVE
             for each in _adaptive(made, attack) if own else (attack,):
@@ -254,9 +254,10 @@ class Sweep:
         recipe_for(training, self.recipe_of(cell), argument="recipe")
         return made
 
-    def naming(self, where: str) -> Naming:
+    def naming(self, where: str, elsewhere: Mapping[str, str] | None = None) -> Naming:
         """Within: what is wrong is told with the file and the key, and not with an option of the command line."""
-        return Naming(f"{self.path.name}: {where}")
+        file = self.path.name
+        return Naming(f"{file}: {where}", {option: f"{file}: {place}" for option, place in (elsewhere or {}).items()})
 
 
 def _adaptive(defenses: list[Defense], entry: AttackEntry) -> list[AttackEntry]:
@@ -265,10 +266,14 @@ def _adaptive(defenses: list[Defense], entry: AttackEntry) -> list[AttackEntry]:
 
 
 class Naming:
-    """A context in which a UserError is told with a place in front."""
+    """A context in which a UserError is told with a place in front.
 
-    def __init__(self, place: str) -> None:
+    elsewhere: the places of errors that name one of these options of the command line.
+    """
+
+    def __init__(self, place: str, elsewhere: Mapping[str, str] | None = None) -> None:
         self.place = place
+        self.elsewhere = elsewhere or {}
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -276,5 +281,7 @@ class Naming:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Put the place in front."""
         if isinstance(error, UserError) and not str(error).startswith(self.place.partition(":")[0] + ":"):
-            said = re.sub(r"^--[a-z-]+:? ", "", str(error))
-            error.args = (f"{self.place}: {said}",)
+            option = re.match(r"(--[a-z-]+):? |", str(error))
+            assert option is not None
+            place = self.elsewhere.get(option[1], self.place)
+            error.args = (f"{place}: {str(error)[option.end() :]}",)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError, close_names
 from ..models.build import find_source
 from ..plan import make_threat
-from ..prepare import make_defenses
+from ..prepare import defense_classes
 from ..records.schema import NORMS
 from ..threat import Threat
 from .plan import (
@@ -148,8 +148,8 @@ def _defenses(top: _Table) -> Iterator[DefenseEntry]:
         recipe = _recipe(table, "recipe")
         table.end()
         with Naming(f"{table.file}: {where}.use"):
-            make_defenses(names)
-        yield DefenseEntry(f"{where}.options", tuple(names), options, recipe)
+            defense_classes(names)  # their order hangs on their options, which hang on the threat: told by the plan
+        yield DefenseEntry(where, tuple(names), options, recipe)
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_lite.errors import UserError
 from robustbench_lite.sweep import read_sweep
 
 from ..cli.harness import Rbl
@@ -67,6 +68,26 @@ def test_what_is_wrong_is_told_in_one_line(
 
 def test_a_file_that_is_not_there(rbl: Rbl) -> None:
     assert "'missing.toml' cannot be read" in rbl("sweep", "missing.toml").error
+
+
+def test_defenses_stand_in_the_order_that_their_options_allow(stated: Callable[..., Path]) -> None:
+    path = stated('["bit-depth"]', '["bit-depth", "mine.py:Learning"]')
+    (path.parent / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from robustbench_lite.defense import InferenceDefense\n\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Learning(InferenceDefense):\n"
+        "    name = 'learning'\n"
+        "    adaptive = 'pgd'\n"
+        "    samples: int = 5\n\n"
+        "    @property\n"
+        "    def fit_samples(self):\n"
+        "        return self.samples\n"
+    )
+    with pytest.raises(UserError, match=r"defenses\[2\]\.use: learning learns .* give it before bit-depth"):
+        _ = read_sweep(path).cells
+    path.write_text(path.read_text().replace("bits = 3", "bits = 3, samples = 0"))
+    assert "bit-depth + mine.py:Learning" in {cell.row["defense"] for cell in read_sweep(path).cells}
 
 
 def test_a_sweep_without_a_run(rbl: Rbl, folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .network import seed_torch
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Processes:
         if first == last:
             raise UserError(f"batch_size: a batch of {n} is too small for {self.count} processes")
         return slice(first, last)
+
+    def draw_apart(self, seed: int, epoch: int, device: torch.device) -> None:
+        """Seed torch's generators for an epoch, each process its own, so that no two draw the same noise or images.
+
+        One alone goes on with what it has.
+        """
+        if self.count > 1:
+            seed_torch(((seed << 20) + epoch) * self.count + self.rank, device)
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter], rows: int) -> None:
         """Every parameter's gradient becomes the mean over the whole batch, of which `rows` were here."""

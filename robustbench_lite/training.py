@@ -130,6 +130,7 @@ class Trainer:
                     if not loop.batch:
                         loop.permutation = batches.shuffled(loop.order)
                         loop.watched, loop.seconds = (0.0, 0, 0), 0.0
+                        self._processes.draw_apart(recipe.seed, loop.epoch, self.device)
                     watch.start(loop.watched)
                     began = time.monotonic() - loop.seconds
                     for x, y in self._batches(data, batches, loop):
@@ -138,13 +139,12 @@ class Trainer:
                             middle = 0.5 / (batches.count * loop.epochs * passes)
                             set_lr(loop.optimizer, recipe, done + middle)
                             self.done = done
-                            last = loop.batch + 1 == batches.count
-                            value = self._step(loop, composed, x, y, parameters, last=last)
-                            watch.add(value, y)
+                            together = min(recipe.accumulate, batches.count - loop.batch + loop.accumulated)
+                            watch.add(self._step(loop, composed, x, y, parameters, together), y)
                         loop.batch += 1
                         if self._progress is not None:
                             self._progress(watch.progress(loop.epoch, loop.epochs, loop.batch, batches.count))
-                        if self._checkpoint is not None and not last:
+                        if self._checkpoint is not None and loop.batch < batches.count:
                             loop.watched, loop.seconds = watch.counts, time.monotonic() - began
                             self._checkpoint.maybe(stage, loop, self, self._processes)
                     self._end_epoch(stage, loop, watch, validation, time.monotonic() - began)
@@ -267,9 +267,9 @@ class Trainer:
         x: Tensor,
         y: Tensor,
         parameters: Sequence[nn.Parameter],
-        *,
-        last: bool,
+        together: int,
     ) -> float:
+        """Learn from a batch, one of so many whose gradients make a step together; its loss."""
         self._made, self._again, self._after_backward = [], None, []
         loop.model.train()  # what made adversarial images may have left it otherwise
         precision = self.recipe.precision
@@ -284,11 +284,11 @@ class Trainer:
             )
         if not loop.accumulated:
             loop.optimizer.zero_grad(set_to_none=True)
-        loop.scaler.scale(value if self.recipe.accumulate == 1 else value / self.recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+        loop.scaler.scale(value if together == 1 else value / together).backward()  # type: ignore[no-untyped-call]
         for undo in self._after_backward:
             undo()
         loop.accumulated += 1
-        if loop.accumulated == self.recipe.accumulate or last:
+        if loop.accumulated == together:
             self._processes.mean_gradients(parameters, len(y))
             loop.scaler.step(loop.optimizer)
             loop.scaler.update()

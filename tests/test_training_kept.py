@@ -9,7 +9,7 @@ import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -23,7 +23,7 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.history import History, draw_history, write_history
 from robustbench_lite.loop import TrainingProgress
 from robustbench_lite.models import state_sha256
-from robustbench_lite.recipe import Recipe, lr_factor, recipe_for
+from robustbench_lite.recipe import Recipe, lr_factor, make_optimizer, recipe_for
 from robustbench_lite.training import Trainer, train_model
 
 SHAPE = (1, 6, 6)
@@ -84,6 +84,20 @@ class OneNetworkTwice(TrainingDefense):
     def fit(self, model: nn.Module, data: Any, trainer: Trainer) -> nn.Module:
         teacher = copy.deepcopy(trainer.fit(model, data))
         return trainer.fit(model, data, loss=lambda network, x, y: (network(x) - 2 * teacher(x)).square().mean())
+
+
+@dataclass(frozen=True)
+class Draws(TrainingDefense):
+    """Draws a number in each step, and does nothing with it."""
+
+    name = "draws"
+    summary = source = "this test"
+    drawn: ClassVar[list[Tensor]] = []
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
+        del trainer
+        self.drawn.append(torch.rand(()))
+        return inner(network, x, y)
 
 
 class Killed(BaseException):
@@ -167,15 +181,16 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
             import sys
             sys.path.insert(0, {str(Path(__file__).parent)!r})
             import torch
-            from test_training_kept import data, net
+            from test_training_kept import Draws, data, net
             from robustbench_lite.models import state_sha256
             from robustbench_lite.processes import Processes
             from robustbench_lite.recipe import Recipe
             from robustbench_lite.training import train_model
             recipe = Recipe(epochs=2, batch_size=16, validation=6)
-            network = train_model(net(random=False), data(), recipe=recipe)
+            network = train_model(net(random=False), data(), recipe=recipe, defenses=[Draws()])
             mine = Processes.of_torchrun("cpu")
-            torch.save(network.state_dict(), {str(tmp_path)!r} + f"/{{mine.rank}}.pt")
+            kept = {{"network": network.state_dict(), "drawn": torch.stack(Draws.drawn)}}
+            torch.save(kept, {str(tmp_path)!r} + f"/{{mine.rank}}.pt")
             """
         )
     )
@@ -183,7 +198,10 @@ def test_two_processes_train_the_network_of_one(tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(run, check=True, capture_output=True, timeout=300, env=env)
     alone = train_model(net(random=False), data(), recipe=Recipe(epochs=2, batch_size=16, validation=6)).state_dict()
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    kept = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    first, second = (each["network"] for each in kept)
+    drawn = torch.cat([each["drawn"] for each in kept]).tolist()
+    assert len(drawn) == len(set(drawn)) > 4  # no noise twice, in no process and no epoch
     start = net(random=False).state_dict()
     for name, tensor in alone.items():
         assert torch.equal(first[name], second[name])
@@ -199,6 +217,21 @@ def test_gradients_of_several_batches_make_one_step() -> None:
         for more in ({"batch_size": 60}, {"batch_size": 15, "accumulate": 4})
     )
     for a, b in zip(one.parameters(), four.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_short_last_group_weighs_as_much_as_the_others() -> None:
+    """Batches of 20, 20 and 20 by twos: steps of the mean over the first 40 images and over the last 20."""
+    recipe = Recipe(epochs=2, batch_size=20, accumulate=2, augment="none", schedule="constant", lr=0.1)
+    found, by_hand, given = train_model(net(random=False), data(), recipe=recipe), net(random=False), data()
+    order = torch.Generator().manual_seed(recipe.seed)
+    optimizer = make_optimizer(recipe, list(by_hand.parameters()))
+    for _ in range(2):
+        for rows in torch.split(torch.randperm(60, generator=order), 40):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(by_hand(given.images(rows)), given.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    for a, b in zip(found.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import robustbench_lite as rbl
@@ -16,16 +17,21 @@ from robustbench_lite.history import History
 from .steps import batch, network, plain, trained, trainer_of, value
 
 
+def moved_by(model: nn.Module, x: Tensor, y: Tensor, steps: int, share: float) -> Tensor:
+    """What so many steps of `share` of eps 0.2 make of the images, from the start that `value` draws."""
+    torch.manual_seed(7)
+    seen = x + 0.2 * (2 * torch.rand_like(x) - 1)
+    for _ in range(steps):
+        at = seen.clone().requires_grad_()
+        gradient = torch.autograd.grad(cross_entropy(model(at), y), at)[0]
+        seen = torch.minimum(torch.maximum(seen + share * 0.2 * gradient.sign(), x - 0.2), x + 0.2).clamp(0, 1)
+    return seen
+
+
 def test_one_step_from_a_uniform_start() -> None:
     x, y = batch()
     model, defense = network(), FastAT(eps=0.2)
-    found = value(defense, model, x, y)
-    torch.manual_seed(7)
-    start = (x + 0.2 * (2 * torch.rand_like(x) - 1)).requires_grad_()
-    gradient = torch.autograd.grad(cross_entropy(model(start), y), start)[0]
-    moved = (start + 0.25 * gradient.sign()).detach()
-    seen = torch.minimum(torch.maximum(moved, x - 0.2), x + 0.2).clamp(0, 1)
-    assert torch.allclose(found, plain(model, seen, y))
+    assert torch.allclose(value(defense, model, x, y), plain(model, moved_by(model, x, y, 1, 1.25), y))
 
 
 def test_it_hardens_and_watches_itself() -> None:
@@ -66,21 +72,34 @@ def test_it_takes_several_steps_until_it_has_recovered() -> None:
     trainer = trainer_of(defense, perturb=lambda _model, x, y, **_: moved[0][: len(x)])
     trainer.memory["fast-at recovering"] = torch.ones(1)
     trainer.memory["fast-at steps"] = torch.ones(1)  # no look now
-    found = value(defense, model, x, y, trainer)
-    torch.manual_seed(7)
-    seen = x + 0.2 * (2 * torch.rand_like(x) - 1)
-    for _ in range(3):
-        at = seen.clone().requires_grad_()
-        gradient = torch.autograd.grad(cross_entropy(model(at), y), at)[0]
-        seen = torch.minimum(torch.maximum(seen + 2.5 / 3 * 0.2 * gradient.sign(), x - 0.2), x + 0.2).clamp(0, 1)
-    assert torch.allclose(found, plain(model, seen, y), atol=1e-6)
+    assert torch.allclose(
+        value(defense, model, x, y, trainer), plain(model, moved_by(model, x, y, 3, 2.5 / 3), y), atol=1e-6
+    )
     trainer.memory["fast-at steps"].fill_(50)
     moved[0] = x
     value(defense, model, x, y, trainer)
     assert not trainer.memory["fast-at recovering"]
 
 
-@pytest.mark.parametrize("options", [{"eps": -1.0}, {"step_share": 0.0}, {"warmup": 1.5}, {"recovery": 1}])
+def test_it_takes_several_steps_at_the_end() -> None:
+    x, y = batch()
+    model, defense = network(), FastAT(eps=0.2, recovery=3, finish=0.25)
+    trainer = trainer_of(defense)
+    for done, steps in ((0.74, 1), (0.75, 3), (0.99, 3)):
+        trainer.done = done
+        trainer.memory["fast-at steps"] = torch.ones(1)  # no look now
+        expected = plain(model, moved_by(model, x, y, steps, 1.25 if steps == 1 else 2.5 / steps), y)
+        assert torch.allclose(value(defense, model, x, y, trainer), expected, atol=1e-6)
+
+
+def test_the_end_needs_a_number_of_steps() -> None:
+    with pytest.raises(UserError, match="set recovery=4"):
+        FastAT(finish=0.3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"eps": -1.0}, {"step_share": 0.0}, {"warmup": 1.5}, {"recovery": 1}, {"finish": 1.0}]
+)
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"^{next(iter(options))} must be"):
         FastAT(**options)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from .examples import check_output
 from .figure import NORM_TEXT
 from .files import write_whole
 from .records.certificate import Certificate
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 def save_radii(path: Path | str, certificates: Sequence[Certificate]) -> None:
@@ -26,11 +30,8 @@ def save_radii(path: Path | str, certificates: Sequence[Certificate]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for certificate in certificates:
-        radius = certificate.table["radius"].to_numpy()
-        right = np.sort(radius[certificate.table["correct"].to_numpy()])
-        # At a radius r those count whose own is at least r: the line falls just behind each of them.
-        left = np.arange(len(right), -1, -1) / len(radius)
-        axes.step(np.concatenate([[0.0], right]), left, where="pre", label=_label(certificate))
+        table = certificate.table
+        axes.plot(*staircase(table["radius"].to_numpy(), table["correct"].to_numpy()), label=_label(certificate))
     first = certificates[0].specification
     names = f"{first.model.name} on {first.dataset.name}, {first.defense}"
     axes.set_title(f"{names}, {first.dataset.samples:,} images", fontsize=9)
@@ -41,6 +42,16 @@ def save_radii(path: Path | str, certificates: Sequence[Certificate]) -> None:
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))
+
+
+def staircase(radius: Floats, correct: Bools) -> tuple[Floats, Floats]:
+    """The corners of certified accuracy over the radius, from radius 0 on, for images of these radii (N,).
+
+    At a radius those count that are right and whose own is at least that: the line falls behind each of them.
+    """
+    right = np.sort(radius[correct])
+    left = np.arange(len(right), -1, -1) / len(radius)
+    return np.concatenate([[0.0], np.repeat(right, 2)]), np.repeat(left, 2)[:-1]
 
 
 def _label(certificate: Certificate) -> str:

@@ -32,7 +32,11 @@ def replace_whole(path: Path | str, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         write(temporary)
+        temporary.chmod(mode)  # some writers make a file that nobody else may read
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)

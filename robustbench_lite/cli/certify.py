@@ -70,7 +70,8 @@ def certify(
         bool, typer.Option(help="Go on with an unfinished certificate, or start it anew.", rich_help_panel="Result")
     ] = True,
     figure: Annotated[
-        Path | None, typer.Option(help="PATH.png: certified accuracy over the radius.", rich_help_panel="Result")
+        Path | None,
+        typer.Option(help="PATH.png: certified accuracy over the radius (smoothing).", rich_help_panel="Result"),
     ] = None,
     as_json: o.AsJson = False,
 ) -> None:

@@ -38,6 +38,7 @@ def show(
     """The runs of a leaderboard with 95 % Wilson intervals, recomputed from the run files."""
     from ..errors import unknown_name
     from ..leaderboard import derive, reasons, select, to_csv, to_json, to_markdown, to_rich
+    from ..records.certificate import certificate_files
 
     writers = {"markdown": to_markdown, "csv": to_csv, "json": to_json}
     if style != "rich" and style not in writers:
@@ -48,7 +49,9 @@ def show(
     if not len(chosen) and style == "rich":
         from .terminal import note
 
-        note(f"no run of {len(frame)} matches" if len(frame) else f"no finished run in {leaderboard}")
+        proved = len(list(certificate_files(leaderboard)))
+        beside = f" (certificates: {proved}; rbl evaluate puts a run beside each)" if proved else ""
+        note(f"no run of {len(frame)} matches" if len(frame) else f"no finished run in {leaderboard}{beside}")
     if style != "rich":
         typer.echo(writers[style](chosen).rstrip("\n"))
         return

@@ -35,7 +35,14 @@ def train(
         Path | None, typer.Option(help="PATH.png that receives the curves.", rich_help_panel="Result")
     ] = None,
     model: o.Model = "resnet18",
-    weights: o.Weights = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the training begins: a file (.safetensors, .pt, .pth, .th), or 'pretrained' for the library's "
+            "own; nothing: at initial weights by --seed.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",

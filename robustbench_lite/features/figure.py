@@ -103,7 +103,10 @@ def draw_usefulness(path: Path, frames: Mapping[str, pd.DataFrame], *, threat: s
         axis.axhline(0, color=_GREY, linewidth=0.8)
         axis.set_title(name, fontsize=11)
         axis.set_xlabel(r"$\rho$, usefulness")
-        axis.legend(frameon=False, fontsize=8, loc="lower left")
+        left_out = len(frame) - len(live)
+        told = f"always the same, not shown: {left_out}" if left_out else None
+        # Below the axis: anywhere inside it would lie among the points.
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, title=told)
         axis.grid(alpha=0.2)
     panels[0].set_ylabel(rf"$\gamma$, usefulness under {threat}")
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

@@ -37,7 +37,8 @@ def read_weights(path: Path | str, *, argument: str = "--weights") -> tuple[dict
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"{argument}: no such file {str(path)!r}; expected a .safetensors, .pt, .pth or .th file")
+        found = f"{str(path)!r} is a folder" if path.is_dir() else f"no such file {str(path)!r}"
+        raise UserError(f"{argument}: {found}; expected a .safetensors, .pt, .pth or .th file")
     if path.suffix not in (".safetensors", *PICKLES):
         raise UserError(f"{argument}: expected a .safetensors, .pt, .pth or .th file, got {str(path)!r}")
     if path.stat().st_size == 0:

@@ -230,12 +230,17 @@ class Sweep:
     def _attacked(
         self, data: DataEntry, model: ModelEntry, defense: DefenseEntry, threat: Threat, seed: int
     ) -> Iterator[Cell]:
+        from ..defense import TrainingDefense
+
         for attack in self.attacks:
             if attack.norms and threat.norm not in attack.norms:
                 continue
             cell = Cell(data, model, defense, threat, attack, seed)
             with self.naming(f"{defense.where}.options", {"--defense": f"{defense.where}.use"}):
-                made = self._checked(cell)
+                made = self._made(cell)
+            with self.naming(f"{defense.where}.recipe" if defense.recipe else "recipe"):
+                training = [d for d in made if isinstance(d, TrainingDefense)]
+                recipe_for(training, self.recipe_of(cell), argument="--train-option")
             own = attack.name == ADAPTIVE
             for each in _adaptive(made, attack) if own else (attack,):
                 told = f"{each.where}, {ADAPTIVE} of {cell.row['defense']}" if own else each.where
@@ -243,16 +248,11 @@ class Sweep:
                     each.made(threat)
                 yield Cell(data, model, defense, threat, each, seed)
 
-    def _checked(self, cell: Cell) -> list[Defense]:
+    def _made(self, cell: Cell) -> list[Defense]:
         """The cell's defenses; options that name a file which is still to be made are left out."""
-        from ..defense import TrainingDefense
-
         missing = [f"{entry.file}" for entry in self.files if not entry.file.exists()]
         pairs = [p for p in cell.defense.pairs(cell.threat) if not any(file in p for file in missing)]
-        made = make_defenses(cell.defense.use, pairs)
-        training = [d for d in made if isinstance(d, TrainingDefense)]
-        recipe_for(training, self.recipe_of(cell), argument="recipe")
-        return made
+        return make_defenses(cell.defense.use, pairs)
 
     def naming(self, where: str, elsewhere: Mapping[str, str] | None = None) -> Naming:
         """Within: what is wrong is told with the file and the key, and not with an option of the command line."""

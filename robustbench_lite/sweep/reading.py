@@ -12,6 +12,7 @@ from ..models.build import find_source
 from ..plan import make_threat
 from ..prepare import defense_classes
 from ..records.schema import NORMS
+from ..surrogate import PREFIX
 from ..threat import Threat
 from .plan import (
     ADAPTIVE,
@@ -183,6 +184,8 @@ def _attacks(top: _Table) -> Iterator[AttackEntry]:
             entries = table.entries("surrogates", "name")
             surrogates = tuple(_model(place, each, SURROGATE_SEED) for place, each in entries)
         table.known.append("surrogates")
+        if name.startswith(PREFIX) and not surrogates:
+            raise table.wrong("surrogates", f"must be given for {name}: a list of models that make the images")
         norms = tuple(table.take("norms", list, []))
         if wrong := [norm for norm in norms if norm not in NORMS]:
             raise table.wrong("norms", f"must be of {', '.join(NORMS)}, got {wrong[0]!r}")

@@ -149,7 +149,7 @@ def test_missing_empty_foreign_and_folder(tmp_path: Path) -> None:
         ("absent.pt", "no such file"),
         ("empty.pt", "is empty"),
         ("weights.txt", "expected a .safetensors"),
-        ("", "no such file"),
+        ("", "is a folder"),
         ("none.pt", "holds no state dict, but epoch, lr"),
         ("list.pt", "holds no state dict, but a list"),
     ]:

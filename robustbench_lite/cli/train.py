@@ -21,7 +21,7 @@ rbl train --model small-cnn --defense adversarial-training --train-option valida
 
 torchrun --nproc-per-node 2 --no-python rbl train --model small-cnn --dataset mnist --out net.safetensors
 
-A training that was killed goes on where it was when the same command is given again.
+With --weights the training begins there. One that was killed goes on where it was when the same command is given again.
 """
 
 
@@ -35,14 +35,7 @@ def train(
         Path | None, typer.Option(help="PATH.png that receives the curves.", rich_help_panel="Result")
     ] = None,
     model: o.Model = "resnet18",
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the training begins: a file (.safetensors, .pt, .pth, .th), or 'pretrained' for the library's "
-            "own; nothing: at initial weights by --seed.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    weights: o.Weights = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",

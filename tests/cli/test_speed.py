@@ -54,7 +54,7 @@ def test_cores_are_free(
 def test_threads_wait_longer_on_a_free_machine(running: int, longer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     looks(monkeypatch, [running] * 5)
     speed.prepare_process()
-    assert (int(os.environ["GOMP_SPINCOUNT"]) > 10_000) is longer
+    assert (int(os.environ["GOMP_SPINCOUNT"]) > 2_000) is longer
 
 
 @pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "active")])

@@ -37,8 +37,8 @@ class FastAT(TrainingDefense):
     recovery: steps of the attack on a batch, >= 2, from a look (every 50 steps then) at which the second is more than
     10 points behind until one at which it is not, after Li et al. 2020 (arXiv:2006.03089, section 4); 0 for never, as
     the paper has it.
-    finish: share of the training, in [0, 1), at whose end every batch takes `recovery` steps, for stronger attacks
-    help most late, when the learning rate falls (Cai et al. 2018, arXiv:1805.04807); the paper has it not.
+    finish: share of the training, in [0, 1), at whose end every batch takes `recovery` steps: weaker attacks first,
+    stronger ones later, as in Cai et al. 2018 (arXiv:1805.04807); the paper has it not.
     Departure: images are made by the network in evaluation mode, the authors' code has it in training mode.
     adaptive: pgd of 50 steps from 10 starts, the paper's own, which shows catastrophic overfitting.
     """

@@ -106,7 +106,8 @@ def draw_usefulness(path: Path, frames: Mapping[str, pd.DataFrame], *, threat: s
         left_out = len(frame) - len(live)
         told = f"always the same, not shown: {left_out}" if left_out else None
         # Below the axis: anywhere inside it would lie among the points.
-        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, title=told)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}
+        axis.legend(frameon=False, fontsize=8, title=told, title_fontsize=8, **below)
         axis.grid(alpha=0.2)
     panels[0].set_ylabel(rf"$\gamma$, usefulness under {threat}")
     write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=130))

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import UserError
+from robustbench_lite.streams import uniform_noise
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -85,13 +86,14 @@ class FastAT(TrainingDefense):
         eps = self.eps * min(1.0, trainer.done / self.warmup) if self.warmup else self.eps
         steps = trainer.memory.setdefault(_STEPS, torch.zeros(1))
         recovering = trainer.memory.setdefault(_RECOVERING, torch.zeros(1))
-        start = x + eps * (2 * torch.rand_like(x) - 1)
+        start = uniform_noise(x).mul_(eps).add_(x)
         ending = trainer.done >= 1 - self.finish
         look = int(steps) % (_LOOK_OFTEN if self.recovery else _LOOK) == 0
         steps += 1
         seen = start
         if look or not (recovering or ending):
-            seen = self._moved(network, x, start.clone(), y, trainer, (eps, self.step_share * eps))
+            begun = start.clone() if look else start  # after a look it may be needed again
+            seen = self._moved(network, x, begun, y, trainer, (eps, self.step_share * eps))
         if look:
             self._look(network, (x[:_IMAGES], seen[:_IMAGES]), y[:_IMAGES], eps, trainer)
         if recovering or ending:

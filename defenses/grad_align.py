@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import UserError
+from robustbench_lite.streams import uniform_noise
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class GradAlign(TrainingDefense):
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """FGSM's loss and the angle between two gradients."""
         first = _gradient(network, x, y)
-        second = _gradient(network, x + self.eps * (2 * torch.rand_like(x) - 1), y)
+        second = _gradient(network, x + self.eps * uniform_noise(x), y)
         angle = (1 - cosine_similarity(first.flatten(1), second.flatten(1))).mean()
         trainer.note("gradient_angle", float(angle.detach()))
         seen = (x + self.eps * first.detach().sign()).clamp(0, 1)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import UserError
+from robustbench_lite.streams import uniform_noise
 from robustbench_lite.threat import Threat
 
 if TYPE_CHECKING:
@@ -45,6 +45,6 @@ class NFGSM(TrainingDefense):
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """The loss behind noise and step."""
-        start = x + self.noise * self.eps * (2 * torch.rand_like(x) - 1)
+        start = x + self.noise * self.eps * uniform_noise(x)
         gradient = trainer.gradient(network, start, lambda logits: cross_entropy(logits, y, reduction="sum"))
         return inner(network, (start + self.eps * gradient.sign()).clamp(0, 1), y)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_lite.defense import Loss, TrainingDefense
 from robustbench_lite.errors import UserError, unknown_name
+from robustbench_lite.streams import uniform_noise
 
 if TYPE_CHECKING:
     from robustbench_lite.training import Trainer
@@ -47,7 +48,7 @@ class NoiseAugmentation(TrainingDefense):
         if self.kind == "gaussian":
             noise = torch.randn_like(x)
         else:
-            noise = 2 * torch.rand_like(x) - 1
-            noise = noise.sign() if self.kind == "sign" else noise
+            noise = uniform_noise(x)
+            noise = torch.where(noise < 0, -1.0, 1.0) if self.kind == "sign" else noise
         noisy = x + self.eps * noise
         return inner(network, noisy.clamp(0, 1) if self.clip else noisy, y)

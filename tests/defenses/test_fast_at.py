@@ -13,6 +13,7 @@ import robustbench_lite as rbl
 from robustbench_lite.defenses.fast_at import FastAT
 from robustbench_lite.errors import UserError
 from robustbench_lite.history import History
+from robustbench_lite.streams import uniform_noise
 
 from .steps import batch, network, plain, trained, trainer_of, value
 
@@ -20,7 +21,7 @@ from .steps import batch, network, plain, trained, trainer_of, value
 def moved_by(model: nn.Module, x: Tensor, y: Tensor, steps: int, share: float) -> Tensor:
     """What so many steps of `share` of eps 0.2 make of the images, from the start that `value` draws."""
     torch.manual_seed(7)
-    seen = x + 0.2 * (2 * torch.rand_like(x) - 1)
+    seen = x + 0.2 * uniform_noise(x)
     for _ in range(steps):
         at = seen.clone().requires_grad_()
         gradient = torch.autograd.grad(cross_entropy(model(at), y), at)[0]

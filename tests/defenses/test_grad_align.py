@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from robustbench_lite.defenses.grad_align import GradAlign
 from robustbench_lite.errors import UserError
 from robustbench_lite.history import History
+from robustbench_lite.streams import uniform_noise
 
 from .steps import batch, network, plain, trained, trainer_of, value
 
@@ -20,7 +21,7 @@ def test_fgsm_and_the_angle_by_hand() -> None:
     found = value(GradAlign(eps=0.2, weight=0.7), model, x, y)
     torch.manual_seed(7)
     both = []
-    for at in (x, x + 0.2 * (2 * torch.rand_like(x) - 1)):
+    for at in (x, x + 0.2 * uniform_noise(x)):
         at = at.clone().requires_grad_()
         both.append(torch.autograd.grad(cross_entropy(model(at), y), at)[0].flatten(1))
     cosine = (both[0] * both[1]).sum(1) / (both[0].norm(dim=1) * both[1].norm(dim=1))

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 import robustbench_lite as rbl
 from robustbench_lite.defenses.n_fgsm import NFGSM
 from robustbench_lite.errors import UserError
+from robustbench_lite.streams import uniform_noise
 
 from .steps import batch, network, plain, trained, value
 
@@ -18,7 +19,7 @@ def test_noise_then_a_step_that_is_not_cut_back() -> None:
     model = network()
     found = value(NFGSM(eps=0.1, noise=2.0), model, x, y)
     torch.manual_seed(7)
-    start = (x + 0.2 * (2 * torch.rand_like(x) - 1)).requires_grad_()
+    start = (x + 0.2 * uniform_noise(x)).requires_grad_()
     gradient = torch.autograd.grad(cross_entropy(model(start), y), start)[0]
     seen = (start + 0.1 * gradient.sign()).clamp(0, 1).detach()
     assert torch.allclose(found, plain(model, seen, y))

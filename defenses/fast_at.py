@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from robustbench_lite.training import Trainer
 
 _WAY_OUT = "set recovery=4, lower step_share or eps, or take n-fgsm or grad-align"
-_STEPS, _OVERFITTED = "fast-at steps", "fast-at overfitted"
-_RECOVERING = "fast-at recovering"
-_LOOK, _LOOK_OFTEN = 300, 50  # steps between two looks at what several steps of attack leave; often: to recover
+_OVERFITTED, _RECOVERING = "fast-at overfitted", "fast-at recovering"
+_LOOK, _LOOK_OFTEN = 300, 50  # batches between two looks at what several steps of attack leave; often: to recover
 _IMAGES = 64
 _FAR, _APART = 0.3, 0.1  # of accuracy, between one step and several: told as overfitted; recovered from
 
@@ -32,10 +31,10 @@ class FastAT(TrainingDefense):
 
     eps: of linf. step_share: length of the step as a share of eps, > 0; the paper's is 1.25. warmup: share of the
     training over which eps grows from 0, which the paper has not: without it small networks stay constant for a while.
-    Catastrophic overfitting, where the network withstands that one step and falls to several, is looked for every 300
-    steps: the history has `single_step_accuracy` and `multi_step_accuracy` (PGD of 10 steps, 64 images), and where
-    the second falls 30 points behind the first it is said once.
-    recovery: steps of the attack on a batch, >= 2, from a look (every 50 steps then) at which the second is more than
+    Catastrophic overfitting, where the network withstands that one step and falls to several, is looked for at an
+    epoch's first batch and every 300 from there: the history has `single_step_accuracy` and `multi_step_accuracy` (PGD
+    of 10 steps, 64 images), and where the second falls 30 points behind the first it is said once.
+    recovery: steps of the attack on a batch, >= 2, from a look (every 50 batches then) at which the second is more than
     10 points behind until one at which it is not, after Li et al. 2020 (arXiv:2006.03089, section 4); 0 for never, as
     the paper has it.
     finish: share of the training, in [0, 1), at whose end every batch takes `recovery` steps: weaker attacks first,
@@ -84,12 +83,10 @@ class FastAT(TrainingDefense):
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """The loss on what one step makes of the batch, or several while the network recovers and at the end."""
         eps = self.eps * min(1.0, trainer.done / self.warmup) if self.warmup else self.eps
-        steps = trainer.memory.setdefault(_STEPS, torch.zeros(1))
         recovering = trainer.memory.setdefault(_RECOVERING, torch.zeros(1))
         start = uniform_noise(x).mul_(eps).add_(x)
         ending = trainer.done >= 1 - self.finish
-        look = int(steps) % (_LOOK_OFTEN if self.recovery else _LOOK) == 0
-        steps += 1
+        look = trainer.batch % (_LOOK_OFTEN if self.recovery else _LOOK) == 0
         seen = start
         if look or not (recovering or ending):
             begun = start.clone() if look else start  # after a look it may be needed again

@@ -29,6 +29,7 @@ class Mart(TrainingDefense):
     name: ClassVar[str] = "mart"
     summary: ClassVar[str] = "adversarial training that weighs misclassified images most"
     source: ClassVar[str] = "Wang et al. 2020, openreview rklOg6EFwS"
+    innermost: ClassVar[bool] = True
 
     norm: str = "linf"
     eps: float = 8 / 255

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .examples import check_output
 from .figure import NORM_TEXT
-from .files import write_whole
+from .files import check_output, write_whole
 from .records.certificate import Certificate
 
 Floats = npt.NDArray[np.float64]

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UserError
-from .examples import check_output
-from .files import write_whole
+from .files import check_output, write_whole
 from .optimality import comparable, compare
 from .records.run import Run
 from .records.specification import OWN_LIMITS, threat_text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .defense import Defense, TrainingDefense
 from .files import sha256_file
+from .processes import process_count
 from .recipe import Recipe
 from .registry import source_hash
 
@@ -28,6 +29,8 @@ def describe(
         **dataclasses.asdict(recipe.resolve(len(data))),
         "defenses": describe_defenses(defenses),
     }
+    if process_count() > 1:
+        described["processes"] = process_count()  # each draws its own noise
     if unlabeled is not None:
         described["unlabeled"] = _told(unlabeled)
     return described

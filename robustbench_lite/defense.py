@@ -46,9 +46,12 @@ class TrainingDefense(Defense):
     the first makes the images and the second moves the weights against what the first handed on.
 
     recipe: what its paper trains with, by the names of `Recipe`; it holds where the user says nothing.
+    innermost: its loss takes the place of the one that it would stand on, so none may stand behind it; one that does
+    not state it is found out at the first batch.
     """
 
     recipe: ClassVar[Mapping[str, Any]] = {}
+    innermost: ClassVar[bool] = False
 
     @property
     def passes(self) -> int:
@@ -188,6 +191,18 @@ def check_stack(defenses: Sequence[InferenceDefense], *, argument: str = "defens
                 f"{argument}: {defense.name} learns from images as they are, so it must meet them first; "
                 f"give it before {defenses[0].name}"
             )
+
+
+def check_losses(defenses: Sequence[TrainingDefense], *, argument: str = "defenses") -> None:
+    """Raise UserError for losses that cannot stand one on another in this order."""
+    for defense in defenses[:-1]:
+        if defense.innermost:
+            raise not_last(defense, argument=argument)
+
+
+def not_last(defense: TrainingDefense, *, argument: str) -> UserError:
+    """The error of a loss that asks for none behind it and has one there."""
+    return UserError(f"{argument}: {defense.name} takes the place of the loss behind it; give it after the others")
 
 
 def wrap_all(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from .errors import RecordError, UserError
-from .files import sha256_file, write_whole
+from .files import check_output, sha256_file, write_whole
 from .streams import content_hashes
 
 if TYPE_CHECKING:
@@ -52,28 +51,6 @@ class Examples:
 def check_examples_path(path: Path | str) -> None:
     """Raise UserError, before a long run, where `save_examples` could not write `path` after it."""
     check_output(path, argument=ARGUMENT, suffix=".npz")
-
-
-def check_output(path: Path | str, *, argument: str, suffix: str) -> None:
-    """Raise UserError naming `argument` unless `path` ends in `suffix` and its folder takes a file; nothing stays.
-
-    The folder must be there: a mistyped path makes none.
-    """
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{argument} must be a path that ends in {suffix}, got {str(path)!r}")
-    if path.is_dir():
-        raise UserError(f"{argument} must be a file, got the folder {str(path)!r}; name a file in it")
-    if not path.parent.exists():
-        raise UserError(f"{argument}: no such folder {str(path.parent)!r}; make it first")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UserError(
-            f"{argument}: cannot write {str(path)!r}: {reason}; give a folder that can be written"
-        ) from None
 
 
 def save_examples(path: Path | str, result: Result, images: Tensor) -> ExamplesRecord:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError
-from .examples import check_output
-from .files import write_whole
+from .files import check_output, write_whole
 
 if TYPE_CHECKING:
     from .plan import Plan

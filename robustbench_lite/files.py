@@ -6,10 +6,34 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import UserError
+
+
+def check_output(path: Path | str, *, argument: str, suffix: str | tuple[str, ...]) -> None:
+    """Raise UserError naming `argument` unless `path` ends in a `suffix` and its folder takes a file; nothing stays.
+
+    The folder must be there: a mistyped path makes none.
+    """
+    path = Path(path)
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{argument} must be a path that ends in {' or '.join(suffixes)}, got {str(path)!r}")
+    if path.is_dir():
+        raise UserError(f"{argument} must be a file, got the folder {str(path)!r}; name a file in it")
+    if not path.parent.exists():
+        raise UserError(f"{argument}: no such folder {str(path.parent)!r}; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UserError(
+            f"{argument}: cannot write {str(path)!r}: {reason}; give a folder that can be written"
+        ) from None
 
 
 def write_whole(path: Path | str, write: Callable[[Path], object]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
 from .files import write_whole
 
 SUFFIXES = (".csv", ".parquet")
@@ -35,14 +34,6 @@ class History:
         means = {name: total / count for name, (total, count) in self.noted.items()}
         self.rows.append({**row, **means})
         self.noted = {}
-
-
-def check_history_path(path: Path, *, argument: str = "--history") -> None:
-    """Raise UserError, before a training, where its history could not be written after it."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{argument}: expected a name that ends in {' or '.join(SUFFIXES)}, got {str(path)!r}")
-    if path.is_dir():
-        raise UserError(f"{argument}: {str(path)!r} is a folder; give the name of a file")
 
 
 def write_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -35,7 +35,7 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
     A key without a defense goes to the one that has it. Raises UserError for unknown names and options,
     for a key that several of them have, and for an order in which they cannot stand before a network.
     """
-    from .defense import InferenceDefense, check_stack
+    from .defense import InferenceDefense, TrainingDefense, check_losses, check_stack
 
     classes = defense_classes(specs)
     given: list[dict[str, str]] = [{} for _ in classes]
@@ -44,6 +44,7 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
         given[place][option] = value
     made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
     check_stack([defense for defense in made if isinstance(defense, InferenceDefense)], argument="--defense")
+    check_losses([defense for defense in made if isinstance(defense, TrainingDefense)], argument="--defense")
     return made
 
 

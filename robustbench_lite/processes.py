@@ -26,7 +26,7 @@ class Processes:
 
         The group is accelerate's: gloo between CPUs, NCCL between GPUs.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if process_count() == 1:
             return alone()
         from accelerate import PartialState
 
@@ -96,6 +96,11 @@ class Processes:
 def alone() -> Processes:
     """One process."""
     return Processes(0, 1)
+
+
+def process_count() -> int:
+    """How many processes `torchrun` started; 1 where it did not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def main_process() -> bool:

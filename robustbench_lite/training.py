@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .augment import augment
 from .convolution import FoldedConvolutions
 from .decided import describe
-from .defense import Loss, TrainingDefense
+from .defense import Loss, TrainingDefense, check_losses, not_last
 from .errors import RblError, UserError
 from .history import History
 from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
@@ -42,7 +42,8 @@ class Trainer:
     processes: those that train together, each on its part of every batch.
     unlabeled: images without labels, for a loss that learns from them.
 
-    done: the share of the present training that is over, in [0, 1), for losses that change on the way.
+    done: the share of the present training that is over, in [0, 1), for losses that change on the way; batch: the
+    present batch's place in its epoch, from 0.
     classes: of the labels. memory: tensors that a loss keeps from step to step; they are stored with a training that
     is under way.
     drawn: how often `perturb` was called in the present training. history: of all trainings so far.
@@ -65,6 +66,7 @@ class Trainer:
         self.defenses = tuple(defenses)
         self.device = torch.device(device)
         self.done = 0.0
+        self.batch = 0
         self.classes = 0
         self.memory: dict[str, Tensor] = {}
         self.history = History()
@@ -134,6 +136,7 @@ class Trainer:
                     watch.start(loop.watched)
                     began = time.monotonic() - loop.seconds
                     for x, y in self._batches(data, batches, loop):
+                        self.batch = loop.batch
                         for k in range(passes):
                             done = (loop.epoch + (loop.batch + k / passes) / batches.count) / loop.epochs
                             middle = 0.5 / (batches.count * loop.epochs * passes)
@@ -244,9 +247,7 @@ class Trainer:
         try:
             value = defense.loss(network, x, y, behind, self)
             if not asked and defense is not self.defenses[-1]:
-                raise UserError(
-                    f"--defense: {defense.name} takes the place of the loss behind it; give it after the others"
-                )
+                raise not_last(defense, argument="--defense")
             return value
         except RblError:
             raise
@@ -349,6 +350,7 @@ def train_model(
     random state is left as it was found. Raises UserError as `Trainer.fit` does and for a checkpoint of another
     training, PluginError for a defense that raises.
     """
+    check_losses(defenses)
     processes = Processes.of_torchrun(device)
     kept = None
     if checkpoint is not None:

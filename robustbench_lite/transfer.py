@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from .attack import Attack
 from .errors import RecordError, UserError
-from .examples import check_output
-from .files import write_whole
+from .files import check_output, write_whole
 from .given import count_classes, device_of, given_data, given_fit_data, given_model
 from .plan import default_norm, make_threat
 from .records.summary import wilson

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .examples import check_output
 from .figure import NORM_TEXT, unmarked
-from .files import write_whole
+from .files import check_output, write_whole
 from .transfer_plan import NOISE
 
 if TYPE_CHECKING:

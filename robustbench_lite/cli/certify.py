@@ -135,7 +135,7 @@ def certify(
 
 def _check_figure(path: Path, *, per_image: bool) -> None:
     from ..errors import UserError
-    from ..examples import check_output
+    from ..files import check_output
 
     if not per_image:
         raise UserError("--figure: only smoothing finds a radius for every image, over which accuracy could be drawn")
@@ -193,8 +193,9 @@ def lines(found: Certified) -> Iterator[str]:
     }
     if s.method.per_image:
         said["abstained"] = f"{100 * row['abstained']:.1f} %"
-        said["radius"] = "".join(f"{radius:>8}" for radius in row["certified_at"])
-        said["certified, %"] = "".join(f"{100 * share:8.1f}" for share in row["certified_at"].values())
+        width = 1 + max(7, *map(len, row["certified_at"]))
+        said["radius"] = "".join(f"{radius:>{width}}" for radius in row["certified_at"])
+        said["certified, %"] = "".join(f"{100 * share:{width}.1f}" for share in row["certified_at"].values())
     said["cost"] = f"{row['seconds']:.1f} s"
     again = " (the same rows as the certificate that was there)" if found.settled == "reproduced" else ""
     said["certificate"] = f"{row['certificate_file']}{again}"

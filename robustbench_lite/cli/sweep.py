@@ -66,8 +66,7 @@ def sweep(
         stated, leaderboard, pick_device(device), DataRequest(data_dir=data_dir, download=download, workers=workers)
     )
     for cell in {cell.data: cell for cell in cells}.values():
-        with stated.naming(f"datasets, {cell.data.name}"):
-            bench.data(cell)
+        bench.data(cell)
     if dry_run:
         return _dry(bench, cells, as_json=as_json)
     done = _run(bench, cells)
@@ -154,7 +153,7 @@ def _show(bench: Bench, table: Any, done: Sequence[Done], *, as_json: bool) -> i
         print_json({**counts, "table": rows, "failures": told, "parquet": f"{stem}.parquet", "markdown": f"{stem}.md"})
     else:
         console = Console(highlight=False)
-        for part in to_rich(table):
+        for part in to_rich(table, console.width):
             console.print(part)
             console.print()
         out = Console(highlight=False, soft_wrap=True)

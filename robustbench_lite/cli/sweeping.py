@@ -39,6 +39,7 @@ class _Seen:
     def __init__(self, bars: Bars, whole: TaskID, total: int) -> None:
         self.bars, self.whole, self.total = bars, whole, total
         self.count = self.ran = 0
+        self.said = False
 
     @contextlib.contextmanager
     def training(self, label: str) -> Iterator[Callable[[TrainingProgress], None]]:
@@ -60,6 +61,9 @@ class _Seen:
     @contextlib.contextmanager
     def attacking(self, label: str, total: int) -> Iterator[Callable[[Progress], None]]:
         """A bar of images; the one over all moves with it."""
+        if self.count and not self.ran and not self.said:
+            self.said = True
+            note(f"{self.count} of {self.total} runs are there; going on with the others")
         task = self.bars.add_task(short_label(label), total=total, state="")
 
         def show(p: Progress) -> None:

@@ -67,8 +67,8 @@ def train(
     from ..data_request import DataRequest
     from ..defense import InferenceDefense, wrap_all
     from ..errors import UserError
-    from ..examples import check_output
-    from ..history import check_history_path, draw_history, write_history
+    from ..files import check_output
+    from ..history import SUFFIXES, draw_history, write_history
     from ..models.weights import save_weights
     from ..options import configure
     from ..prepare import make_defenses, pick_device, prepare_model
@@ -88,7 +88,7 @@ def train(
     out = out.expanduser()
     check_output(out, argument="--out", suffix=".safetensors")
     if history is not None:
-        check_history_path(history)
+        check_output(history, argument="--history", suffix=SUFFIXES)
     if figure is not None:
         check_output(figure, argument="--figure", suffix=".png")
     data = request.load("train")

@@ -140,7 +140,7 @@ def _named(models: str, *, halves: bool) -> dict[str, tuple[str, str, int]]:
 
 def _check_paths(out: Path | None, figure: Path | None) -> None:
     """What would fail at the end of a long run fails before it."""
-    from ..examples import check_output
+    from ..files import check_output
 
     if out is not None:
         check_output(out, argument="--out", suffix=".parquet")

@@ -11,8 +11,7 @@ import torch
 from ..data import load_dataset
 from ..data.dataset import Dataset
 from ..errors import UserError
-from ..examples import check_output
-from ..files import write_whole
+from ..files import check_output, write_whole
 from .storage import provenance, read_rows
 
 if TYPE_CHECKING:

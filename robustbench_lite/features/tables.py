@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..examples import check_output
-from ..files import write_whole
+from ..files import check_output, write_whole
 from .storage import KEY
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ ARGUMENT = "--out"
 
 def check_table(path: Path) -> None:
     """Raise UserError, before a long run, where its table could not be written after it."""
-    check_output(path, argument=ARGUMENT, suffix=".csv" if path.suffix.lower() == ".csv" else ".parquet")
+    check_output(path, argument=ARGUMENT, suffix=(".parquet", ".csv"))
 
 
 def save_table(path: Path, frame: pd.DataFrame, said: Mapping[str, Any]) -> None:

@@ -65,7 +65,9 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
             said = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{argument}: {path} is no safetensors file or is corrupt ({_line(error)})") from None
+        raise UserError(
+            f"{argument}: {path} is no safetensors file or is corrupt ({_line(error)}); copy it again"
+        ) from None
     if said.get("format") != FORMAT:
         return tensors, {}
     found = tensors_sha256(tensors)
@@ -89,7 +91,7 @@ def _unpickle(path: Path, argument: str) -> object:
         wanted = _wanted(path, str(error))
         if wanted is None:
             raise UserError(
-                f"{argument}: {path} is no file of weights or is corrupt ({type(error).__name__})"
+                f"{argument}: {path} is no file that torch.save wrote, or is corrupt; copy or download it again"
             ) from None
         raise UserError(
             f"{argument}: {path} is refused: it wants {wanted}, more than tensors, and loading it would run "

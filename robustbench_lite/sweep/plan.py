@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..perturbation import make_attack
-from ..prepare import make_defenses
+from ..prepare import defense_classes, make_defenses
 from ..recipe import recipe_for
 from ..records.specification import eps_text, threat_text
-from ..registry import find
 from ..surrogate import Surrogate
 from ..threat import Threat
 
@@ -55,6 +54,11 @@ class DefenseEntry:
     use: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def classes(self) -> list[type[Defense]]:
+        """The classes of the defenses."""
+        return defense_classes(self.use)
 
     def pairs(self, threat: Threat) -> list[str]:
         """The options as KEY=VALUE; one that says "threat" has the eps or the norm of the threat."""
@@ -128,7 +132,7 @@ class Cell:
         """What decides the training; bare networks behind different inference-time defenses share one."""
         from ..defense import TrainingDefense
 
-        classes = [find("defenses", name, argument="--defense").load() for name in self.defense.use]
+        classes = self.defense.classes
         data, model, *defended, recipe, seed = self.network
         return data, model, *(defended if any(issubclass(c, TrainingDefense) for c in classes) else ()), recipe, seed
 
@@ -138,7 +142,7 @@ class Cell:
         return {
             "dataset": self.data.name,
             "model": self.model.name,
-            "defense": " + ".join(self.defense.use) or "none",
+            "defense": " + ".join(cls.name for cls in self.defense.classes) or "none",
             "defense_options": " ".join(self.defense.pairs(self.threat)),
             "attack": self.attack.name,
             "norm": self.threat.norm,

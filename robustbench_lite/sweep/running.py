@@ -94,9 +94,11 @@ class Bench:
         if entry not in self._data:
             said = {**vars(self.request), "dataset": entry.name, "image_size": entry.image_size}
             request = KeptRequest(**said)
-            data = request.load()
-            count = len(data) if entry.samples is None else entry.samples
-            self._data[entry] = request, data, balanced_subset(data.labels, count)
+            place = f"datasets, {entry.name}"
+            with self.sweep.naming(place, {"--samples": "samples", "--image-size": f"{place}: image_size"}):
+                data = request.load()
+                count = len(data) if entry.samples is None else entry.samples
+                self._data[entry] = request, data, balanced_subset(data.labels, count)
         return self._data[entry]
 
     def network(self, cell: Cell) -> LoadedModel:
@@ -122,7 +124,9 @@ class Bench:
     ) -> LoadedModel:
         """A network for the cell's data set, trained where it must be and may be."""
         request, data, _ = self.data(cell)
-        with self.watch.training(label) as progress:
+        place = f"models, {model.name}"
+        told = self.sweep.naming(place, {"--weights": f"{place}: weights", "--defense": cell.defense.where})
+        with told, self.watch.training(label) as progress:
             return prepare_model(
                 model.name,
                 request,

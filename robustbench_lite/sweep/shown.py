@@ -127,26 +127,58 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
-def to_rich(table: pd.DataFrame) -> Iterator[Table]:
-    """A table for the terminal for each model, data set and threat."""
+def to_rich(table: pd.DataFrame, width: int) -> Iterator[Table]:
+    """A table for the terminal for each model, data set and threat; where it is too narrow, numbers stand in stacks."""
+    from rich.console import Console
+
+    endless = Console(width=10_000)
+    for title, attacks, rows in _groups(table) if len(table) else ():
+        wide = _wide(title, attacks, rows)
+        yield wide if endless.measure(wide).maximum <= width else _narrow(title, attacks, rows)
+
+
+def _empty(title: str) -> Table:
     from rich import box
     from rich.table import Table
+
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
+
+
+def _style(row: dict[str, Any]) -> str:
+    return {"helps": "green", "fails": "red"}.get(row["mark"].partition(" ")[0], "")
+
+
+def _wide(title: str, attacks: list[str], rows: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
-    for title, attacks, rows in _groups(table) if len(table) else ():
-        shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
-        shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
-        heads = ["\n".join(wrapped(head, 9)) for head in _heads(attacks)]
-        for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
-            shown.add_column(head, justify="right", no_wrap=True)
-        for row in rows:
-            style = {"helps": "green", "fails": "red"}.get(row["mark"].partition(" ")[0], "")
-            worst, interval = _worst(row)
-            clean = percent(row["clean_accuracy"], row["clean_std"])
-            shown.add_row(
-                Text(stacked_text([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=style),
-                Text("\n".join([worst, interval.strip("[]").replace(", ", "-"), clean])),
-                *(Text(cell.replace(" ", "\n")) for cell in _cells(row, attacks)),
-                Text(f"{_training(row)}\n{_forward(row)[0]}\n{_passes(row)}"),
-            )
-        yield shown
+    shown = _empty(title)
+    for head in ("defense", "mark"):
+        shown.add_column(head, no_wrap=True)
+    heads = ["\n".join(wrapped(head, NAME_WIDTH)) for head in _heads(attacks)]
+    for head in ("worst", "95 %", "clean", *heads, "seconds", "forward", "passes"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [*_worst(row), percent(row["clean_accuracy"], row["clean_std"]), *_cells(row, attacks)]
+        cells += [_training(row), _forward(row)[0], _passes(row)]
+        shown.add_row(Text(_defense(row)), Text(row["mark"], style=_style(row)), *map(Text, cells))
+    return shown
+
+
+def _narrow(title: str, attacks: list[str], rows: list[dict[str, Any]]) -> Table:
+    from rich.text import Text
+
+    shown = _empty(title)
+    shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
+    heads = ["\n".join(wrapped(head, 9)) for head in _heads(attacks)]
+    for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
+        shown.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        worst, interval = _worst(row)
+        clean = percent(row["clean_accuracy"], row["clean_std"])
+        shown.add_row(
+            Text(stacked_text([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=_style(row)),
+            Text("\n".join([worst, interval.strip("[]").replace(", ", "-"), clean])),
+            *(Text(cell.replace(" ", "\n")) for cell in _cells(row, attacks)),
+            Text(f"{_training(row)}\n{_forward(row)[0]}\n{_passes(row)}"),
+        )
+    return shown

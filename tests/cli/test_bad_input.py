@@ -195,8 +195,8 @@ def test_a_malicious_pickle_is_refused_and_not_run(how: str, evaluate: Rbl, fold
     ("damage", "told"),
     [
         ("empty.pth", "is empty"),
-        ("text.pth", "no file of weights or is corrupt"),
-        ("half.pth", "no file of weights or is corrupt"),
+        ("text.pth", "no file that torch.save wrote, or is corrupt"),
+        ("half.pth", "no file that torch.save wrote, or is corrupt"),
         ("half.safetensors", "no safetensors file or is corrupt"),
         ("whole.pth", "is refused: it wants torch.nn.modules.linear.Linear"),
         ("list.pth", "holds no state dict, but a list"),

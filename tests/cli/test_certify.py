@@ -39,7 +39,7 @@ def test_a_certificate_and_the_run_beside_it(rbl: Rbl, evaluate: Rbl) -> None:
 
 def test_smoothing_with_a_table_and_a_figure_and_an_attack_on_the_vote(rbl: Rbl, evaluate: Rbl) -> None:
     quick = ("--n0", "20", "--n", "500", "--alpha", "0.01")
-    said = rbl("certify", *DATA, *SMOOTH, *quick, "--eps", "0.05", "--figure", "radius.png")
+    said = rbl("certify", *DATA, *SMOOTH, *quick, "--eps", "0.0512345", "--figure", "radius.png")
     assert said.code == 0, said.err
     radii, shares = (
         re.search(rf"^  {name} +(.*)$", said.out, re.M)[1].split()  # type: ignore[index]
@@ -48,13 +48,15 @@ def test_smoothing_with_a_table_and_a_figure_and_an_attack_on_the_vote(rbl: Rbl,
     assert radii[0] == "0" and len(radii) == len(shares) > 2
     assert [float(share) for share in shares] == sorted(map(float, shares), reverse=True)
     assert float(shares[-1]) == 0
+    table = dict(zip(radii, shares, strict=True))
+    assert f"certified accuracy {table['0.0512345']} %" in said.out
     assert "abstained" in said.out
     assert Path("radius.png").read_bytes().startswith(b"\x89PNG")
     (file,) = Path("lb/certificates").glob("*.parquet")
     told = read_certificate(file).specification.method
     assert told.options == {"n0": 20, "n": 500, "alpha": 0.01}
     assert told.resolved == {"n0": 20, "n": 500, "alpha": 0.01, "copies": 500, "sigma": 0.1}
-    attacked = evaluate("--norm", "l2", "--eps", "0.05", "--steps", "3", "--json", *SMOOTH[2:], "--no-checks").json
+    attacked = evaluate("--norm", "l2", "--eps", "0.0512345", "--steps", "3", "--json", *SMOOTH[2:], "--no-checks").json
     assert attacked["robust_accuracy"] >= 0.5
     (row,) = json.loads(rbl("leaderboard", "show", "--leaderboard", "lb", "--format", "json").out)
     assert row["certified_accuracy"] is not None

@@ -117,7 +117,7 @@ def test_the_synthetic_case(rbl: Rbl) -> None:
         (("report", "--kinds", "random", "--option", "stepz=3"), "none of random has the option 'stepz'"),
         (("report", "--lr", "-1"), "lr must be a positive number, got -1.0"),
         (("report", "--seeds", "0"), "--seeds must be at least 1, got 0"),
-        (("report", "--out", "a.txt"), "--out must be a path that ends in .parquet, got 'a.txt'"),
+        (("report", "--out", "a.txt"), "--out must be a path that ends in .parquet or .csv, got 'a.txt'"),
         (("report", "--figure", "a.pdf"), "--figure must be a path that ends in .png, got 'a.pdf'"),
         (("report", "--defense", "jpeg"), "--defense: jpeg trains nothing; give one that trains a robust network"),
         (("usefulness", "--classes", "1"), "--classes must be two class numbers A,B, got '1'"),

@@ -141,7 +141,7 @@ def test_images_without_labels_decide_the_network_too(rbl: Rbl) -> None:
 MISTAKES = [
     ("--out net.pth", "--out must be a path that ends in .safetensors, got 'net.pth'"),
     ("--out nets.py/net.safetensors", "--out: cannot write 'nets.py/net.safetensors'"),
-    ("--history h.txt", "--history: expected a name that ends in .csv or .parquet, got 'h.txt'"),
+    ("--history h.txt", "--history must be a path that ends in .csv or .parquet, got 'h.txt'"),
     ("--defense vat --unlabeled nothing", "--unlabeled: unknown name 'nothing'"),
     ("--figure h.pdf", "--figure must be a path that ends in .png, got 'h.pdf'"),
     ("--train-option precision=f8", "--train-option precision must be one of float32, bf16, f16, got 'f8'"),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 import robustbench_lite as rbl
+from robustbench_lite.defense import Loss
 from robustbench_lite.defenses.label_smoothing import LabelSmoothing
 from robustbench_lite.defenses.mart import Mart
 from robustbench_lite.defenses.weight_decay import WeightDecay
 from robustbench_lite.errors import UserError
+from robustbench_lite.prepare import make_defenses
+from robustbench_lite.training import Trainer
 
-from .steps import batch, network, trained, trainer_of, value
+from .steps import batch, network, plain, trained, trainer_of, value
 
 
 def test_its_terms_by_hand() -> None:
@@ -40,6 +44,21 @@ def test_it_hardens() -> None:
 def test_what_stands_behind_it_would_be_lost_and_is_refused() -> None:
     with pytest.raises(UserError, match=r"^--defense: mart takes the place of the loss behind it"):
         trained(Mart(eps=0.1, steps=1), WeightDecay(), epochs=1)
+    with pytest.raises(UserError, match=r"^--defense: mart takes the place of the loss behind it"):
+        make_defenses(["mart", "weight-decay"])
     trained(WeightDecay(), Mart(eps=0.1, steps=1), epochs=1)
+
+
+def test_one_of_ones_own_that_does_not_state_it_is_found_out() -> None:
+    class Alone(WeightDecay):
+        def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
+            return plain(network, x, y)
+
+    trained(Alone(), epochs=1)
+    with pytest.raises(UserError, match=r"^--defense: weight-decay takes the place of the loss behind it"):
+        trained(Alone(), LabelSmoothing(), epochs=1)
+
+
+def test_labels_that_are_mixed_are_refused() -> None:
     with pytest.raises(UserError, match=r"^--defense mart: it takes labels"):
         trained(LabelSmoothing(), Mart(eps=0.1, steps=1), epochs=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,16 +181,45 @@ def test_one_that_fails_is_passed_by_and_told_at_the_end(rbl: Rbl, folder: Path,
         "        raise UserError('--defense grumpy: not this network')\n"
     )
     path = stated('{ use = ["bit-depth"], options = { bits = 3 } }', '"mine.py:Grumpy"')
-    said = rbl("sweep", path, "--leaderboard", "lb", "--only", "seed = 0", "--only", "attack = fgsm")
+    few = ("--leaderboard", "lb", "--only", "seed = 0", "--only", "attack = fgsm")
+    assert "grumpy" in rbl("sweep", path, *few, "--only", "defense = grumpy").err
+    said = rbl("sweep", path, *few)
     assert said.code == 2
     assert "2 ran, 0 were there, 1 failed" in said.out
     failures = [line for line in said.err.splitlines() if line.startswith("failed: ")]
-    assert failures == [
-        "failed: mlp on digits, mine.py:Grumpy, seed 0, fgsm, linf 0.1: --defense grumpy: not this network"
-    ]
+    assert failures == ["failed: mlp on digits, grumpy, seed 0, fgsm, linf 0.1: --defense grumpy: not this network"]
     table = pd.read_parquet(folder / "lb" / "changed.parquet")
     assert set(table["defense"]) == {"none", "label-smoothing"}
     assert all(math.isfinite(share) for share in table["robust_accuracy"])
+
+
+def test_weights_that_do_not_fit_are_told_with_their_key(rbl: Rbl, folder: Path, stated: Callable[..., Path]) -> None:
+    (folder / "junk.pt").write_bytes(b"junk")
+    path = stated('["mlp"]', '[{ name = "mlp", weights = "junk.pt" }]')
+    said = rbl("sweep", path, "--leaderboard", "lb", "--only", "attack = fgsm", "--only", "defense = none")
+    assert said.code == 2
+    assert "changed.toml: models, mlp: weights: junk.pt is no file that torch.save wrote" in said.err
+
+
+def test_a_sweep_that_was_stopped_says_that_it_goes_on(rbl: Rbl) -> None:
+    few = ("sweep", "small.toml", "--leaderboard", "lb", "--only", "seed = 0", "--only", "defense = none")
+    assert "going on" not in rbl(*few, "--only", "attack = fgsm").err
+    assert "1 of 2 runs are there; going on with the others" in rbl(*few).err
+    assert "going on" not in rbl(*few).err
+
+
+def test_a_wide_terminal_has_a_column_for_each_number(rbl: Rbl, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("sweep", "small.toml", "--leaderboard", "lb", "--only", "attack = fgsm", "--only", "defense = bit-depth")
+    narrow = rbl(*few).out
+    monkeypatch.setenv("COLUMNS", "140")
+    wide = rbl(*few).out
+    (head,) = (line.split() for line in wide.splitlines() if line.startswith("defense"))
+    assert head[:2] == ["defense", "mark"] and head[-3:] == ["seconds", "forward", "passes"]
+    assert sum("bit-depth bits=3" in line for line in wide.splitlines()) == 1
+    assert sum("bit-depth bits=3" in line for line in narrow.splitlines()) == 0
+    assert max(map(len, narrow.splitlines())) <= 80
+    numbers = {word.strip("[],") for line in narrow.splitlines()[1:] for word in re.findall(r"\d+\.\d+", line)}
+    assert numbers <= set(re.findall(r"\d+\.\d+", wide))
 
 
 def test_nothing_left_by_only_is_told(rbl: Rbl) -> None:

@@ -106,7 +106,8 @@ def programs(rounds: int, epochs: int, note: Callable[[str], None]) -> list[Turn
     """`rbl train` and the plain loop as a script, each a process from its start to the weights on disk.
 
     `rbl train` also tells the accuracy on the test images, which the script does not. Both on the CPU, with as many
-    threads as this process; each runs once for an epoch before the clock does.
+    threads as this process; each runs once for an epoch before the clock does, so that Python's bytecode is there, as
+    it is on most machines.
     """
     place = folder("RBL_DATA", "data", "MNIST").parent
     with tempfile.TemporaryDirectory() as kept:
@@ -117,7 +118,9 @@ def programs(rounds: int, epochs: int, note: Callable[[str], None]) -> list[Turn
                 **os.environ,
                 "RBL_CACHE": f"{kept}/cache-{turn}-{len(arguments)}",
                 "OMP_NUM_THREADS": f"{torch.get_num_threads()}",
+                "PYTHONPYCACHEPREFIX": f"{kept}/bytecode",
             }
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)
             command = [sys.executable, "-m", *arguments]
             subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -158,7 +157,7 @@ def _prepared(
 
     recipe = {"epochs": epochs, "seed": max(0, half - 1)}
     if half:
-        request = HalfRequest(**dataclasses.asdict(request), half=half)
+        request = HalfRequest(**vars(request), half=half)
     label = f"training {spec}{f'/{half}' if half else ''}"
     with training_bar(label) as bar:
         return prepare_model(

@@ -19,7 +19,7 @@ from torch import nn
 from ..cache import cache_dir
 from ..data import balanced_subset, load_dataset
 from ..data.dataset import Dataset
-from ..data_request import KeptRequest
+from ..data_request import DataRequest
 from ..network import Network, Noise, exact_float32, frozen, placed
 from ..plan import make_threat
 from ..prepare import prepare_model
@@ -58,7 +58,7 @@ class Lesson:
 
     name: str
     symbol: str
-    request: KeptRequest
+    request: DataRequest
     reached: float
 
 
@@ -125,14 +125,14 @@ def report(
     constructions = [construction.resolve(train) for construction in study.constructions]
     needed = sorted({"robust", *(c.network for c in constructions)})
     networks = {name: _source(study, name, test, train, bars) for name in needed}
-    whole = KeptRequest.of(study.request, train=part(train, samples), test=test)
+    whole = study.request.answered(train=part(train, samples), test=test)
     lessons = {DATA: Lesson(DATA, DATA_SYMBOL, whole, math.nan)}
     folders: dict[str, Path] = {}
     for construction in constructions:
         every = torch.arange(len(train)) if construction.network == "early" else index
         folder = _built(study, construction, networks[construction.network], train, test, every, bars, stop)
         made = load_dataset(f"parquet:{folder}", split="train", workers=study.request.workers)
-        request = KeptRequest.of(study.request, train=made, test=test)
+        request = study.request.answered(train=made, test=test)
         folders[construction.name] = folder
         lessons[construction.name] = Lesson(construction.name, construction.symbol, request, _reached(folder))
     rows: list[dict[str, Any]] = []
@@ -188,7 +188,7 @@ def _source(study: Study, name: str, test: Dataset, train: Dataset, bars: Bars) 
     with bars.training(f"training {name}") as progress:
         return prepare_model(
             study.model,
-            KeptRequest.of(study.request, train=data, test=test),
+            study.request.answered(train=data, test=test),
             test,
             defenses=study.defenses if name == "robust" else (),
             recipe=recipe,

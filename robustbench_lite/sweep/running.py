@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data import balanced_subset
-from ..data_request import DataRequest, KeptRequest
+from ..data_request import DataRequest
 from ..errors import RblError, RecordError, UserError
 from ..perturbation import make_attack
 from ..plan import Plan, with_fit_data
@@ -92,8 +92,7 @@ class Bench:
         """The cell's data set, and which of its images."""
         entry = cell.data
         if entry not in self._data:
-            said = {**vars(self.request), "dataset": entry.name, "image_size": entry.image_size}
-            request = KeptRequest(**said)
+            request = dataclasses.replace(self.request, dataset=entry.name, image_size=entry.image_size)
             place = f"datasets, {entry.name}"
             with self.sweep.naming(place, {"--samples": "samples", "--image-size": f"{place}: image_size"}):
                 data = request.load()

@@ -42,7 +42,7 @@ def test_it_hardens() -> None:
 
 
 def test_what_stands_behind_it_would_be_lost_and_is_refused() -> None:
-    with pytest.raises(UserError, match=r"^--defense: mart takes the place of the loss behind it"):
+    with pytest.raises(UserError, match=r"^defenses: mart takes the place of the loss behind it"):
         trained(Mart(eps=0.1, steps=1), WeightDecay(), epochs=1)
     with pytest.raises(UserError, match=r"^--defense: mart takes the place of the loss behind it"):
         make_defenses(["mart", "weight-decay"])

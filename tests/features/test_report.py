@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from robustbench_lite.data_request import DataRequest, KeptRequest
+from robustbench_lite.data_request import DataRequest
 from robustbench_lite.errors import UserError
 from robustbench_lite.features.figure import draw_images
 from robustbench_lite.features.report import LINEAR, NETWORK, Report, report
@@ -139,7 +139,7 @@ def test_a_part_is_balanced_and_has_a_fingerprint_of_its_own(request_: DataReque
     assert torch.bincount(few.labels).tolist() == [3, 3, 3]
     assert few.fingerprint != train.fingerprint
     assert part(train, 60) is train
-    kept = KeptRequest.of(request_, train=few, test=test)
+    kept = request_.answered(train=few, test=test)
     assert kept.load() is kept.load("test") is test
     assert kept.load("train") is few
 

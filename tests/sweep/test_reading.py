@@ -42,7 +42,11 @@ OLD = 'datasets = ["digits"]'
         ('"fgsm"', '"corruptions"', ["attacks[1]", "limits of its own"]),
         ('"adaptive"', '{ name = "adaptive", options = { steps = 3 } }', ["attacks[3]", "each defense states"]),
         ('["bit-depth"]', '["bit-deph"]', ["defenses[2].use", "did you mean bit-depth?"]),
-        ('["bit-depth"]', '["mart", "mixup"]', ["defenses[2].use", "mart takes the place of the loss behind it"]),
+        (
+            '["bit-depth"], options = { bits = 3 }',
+            '["mart", "mixup"]',
+            ["defenses[2].use", "mart takes the place of the loss behind it"],
+        ),
         ('["bit-depth"]', '["bit-depth", "knn"]', ["defenses[2].use", "knn learns", "give it before bit-depth"]),
         (OLD, f"{OLD}\nvotes = 0", ["votes must be >= 1, got 0"]),
         (OLD, f'{OLD}\nchecks = "no"', ["checks must be true or false, got 'no'"]),
@@ -90,7 +94,7 @@ def test_defenses_stand_in_the_order_that_their_options_allow(stated: Callable[.
     with pytest.raises(UserError, match=r"defenses\[2\]\.use: learning learns .* give it before bit-depth"):
         _ = read_sweep(path).cells
     path.write_text(path.read_text().replace("bits = 3", "bits = 3, samples = 0"))
-    assert "bit-depth + mine.py:Learning" in {cell.row["defense"] for cell in read_sweep(path).cells}
+    assert "bit-depth + learning" in {cell.row["defense"] for cell in read_sweep(path).cells}
 
 
 def test_a_sweep_without_a_run(rbl: Rbl, folder: Path) -> None:

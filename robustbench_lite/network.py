@@ -264,7 +264,7 @@ class Network:
                     f"batch_size: out of memory on {self.device} at {len(x)} images; give a smaller --batch-size"
                 ) from error
             except Exception as error:
-                raise guard(f"the model (given images of shape {tuple(x.shape)})", error) from error
+                raise guard(f"model: the network, given images of shape {tuple(x.shape)},", error) from error
         if self.n_classes is None and isinstance(logits, Tensor) and logits.ndim == 2:
             self.n_classes = logits.shape[1] - self.rejects
         columns = None if self.n_classes is None else self.n_classes + self.rejects

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustbench_lite.training import Trainer
 
 _WAY_OUT = "set recovery=4, lower step_share or eps, or take n-fgsm or grad-align"
-_OVERFITTED, _RECOVERING = "fast-at overfitted", "fast-at recovering"
+_OVERFITTED, _RECOVERING, _LOOKED = "fast-at overfitted", "fast-at recovering", "fast-at looked"
 _LOOK, _LOOK_OFTEN = 300, 50  # batches between two looks at what several steps of attack leave; often: to recover
 _IMAGES = 64
 _FAR, _APART = 0.3, 0.1  # of accuracy, between one step and several: told as overfitted; recovered from
@@ -86,7 +86,7 @@ class FastAT(TrainingDefense):
         recovering = trainer.memory.setdefault(_RECOVERING, torch.zeros(1))
         start = uniform_noise(x).mul_(eps).add_(x)
         ending = trainer.done >= 1 - self.finish
-        look = trainer.batch % (_LOOK_OFTEN if self.recovery else _LOOK) == 0
+        look = self._is_due(trainer)
         seen = start
         if look or not (recovering or ending):
             begun = start.clone() if look else start  # after a look it may be needed again
@@ -108,6 +108,14 @@ class FastAT(TrainingDefense):
         gradient = trainer.gradient(network, start, lambda logits: cross_entropy(logits, y, reduction="sum"))
         return start.add_(gradient.sign_(), alpha=length).clamp_(x - eps, x + eps).clamp_(0, 1)
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether to look now: once at such a batch, of which another loss may ask more than once."""
+        place = torch.tensor([trainer.epoch, trainer.batch])
+        if trainer.batch % (_LOOK_OFTEN if self.recovery else _LOOK) or _is(trainer.memory.get(_LOOKED), place):
+            return False
+        trainer.memory[_LOOKED] = place
+        return True
+
     def _look(self, network: nn.Module, images: tuple[Tensor, Tensor], y: Tensor, eps: float, trainer: Trainer) -> None:
         x, seen = images
         label = y.argmax(1) if y.ndim == 2 else y
@@ -125,3 +133,7 @@ class FastAT(TrainingDefense):
                 f"{100 * multi:.0f} % ten steps; "
                 + (f"batches take {self.recovery} steps until it has passed" if self.recovery else _WAY_OUT)
             )
+
+
+def _is(known: Tensor | None, place: Tensor) -> bool:
+    return known is not None and torch.equal(known.cpu(), place)

@@ -53,13 +53,12 @@ class Certified:
     def radii(self) -> list[float]:
         """Round radii, from 0 to the first at which nothing is certified, and the eps that was asked for."""
         largest = float(np.max(self.certificate.table["radius"].to_numpy(), initial=0.0))
-        rough = largest / _STEPS
-        if not rough:
-            return sorted({0.0, self.certificate.specification.threat.eps})
-        power = 10.0 ** np.floor(np.log10(rough))
-        step = float(max(factor * power for factor in (1, 2, 2.5, 5) if factor * power <= rough * (1 + 1e-9)))
-        rounded = {round(step * k, 10) for k in range(int(largest / step) + 2)}
-        return sorted(rounded | {self.certificate.specification.threat.eps})
+        radii, rough = {0.0, self.certificate.specification.threat.eps}, largest / _STEPS
+        if rough:
+            power = 10.0 ** np.floor(np.log10(rough))
+            step = float(max(factor * power for factor in (1, 2, 2.5, 5) if factor * power <= rough * (1 + 1e-9)))
+            radii |= {round(step * k, 10) for k in range(int(largest / step) + 2)}
+        return sorted(radii)
 
     def summary(self) -> dict[str, Any]:
         """The numbers as plain JSON."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataRequest:
-    """Which data set, as `load_dataset` takes it; each split is read once, however often it is asked for."""
+    """Which data set, as `load_dataset` takes it; each split is read once, and stays as long as the request."""
 
     dataset: str = "digits"
     split: str = "test"

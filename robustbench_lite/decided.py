@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .defense import Defense, TrainingDefense
+from .defense import Defense, InferenceDefense, TrainingDefense
 from .files import sha256_file
 from .processes import process_count
 from .recipe import Recipe
@@ -22,15 +22,16 @@ def describe(
 ) -> dict[str, Any]:
     """All that decides what `train_model` makes of a network, as plain JSON values.
 
-    A defense is described by its name, its options and the SHA-256 of its source file.
+    A defense is described by its name, its options and the SHA-256 of its source file, of those of the classes that it
+    is made from, and of the files that its options name.
     """
     described: dict[str, Any] = {
         "dataset": _told(data),
         **dataclasses.asdict(recipe.resolve(len(data))),
         "defenses": describe_defenses(defenses),
     }
-    if process_count() > 1:
-        described["processes"] = process_count()  # each draws its own noise
+    if process_count() > 1 and (defenses or unlabeled is not None):
+        described["processes"] = process_count()  # each draws noise and unlabeled images of its own
     if unlabeled is not None:
         described["unlabeled"] = _told(unlabeled)
     return described
@@ -54,6 +55,9 @@ def _describe(defense: Defense) -> dict[str, Any]:
     said = [part for value in plain.values() if isinstance(value, str) for part in value.split(",")]
     named = [Path(part.rpartition(":")[0] if ".py:" in part else part) for part in said]
     sources = {file.name: sha256_file(file) for file in named if file.suffix and file.is_file()}
+    contracts = (Defense, TrainingDefense, InferenceDefense, object)
+    bases = [base for base in type(defense).__mro__[1:] if base not in contracts]
+    sources |= {base.__name__: hashed for base in bases if (hashed := source_hash(base))}
     return {
         "name": defense.name,
         "options": plain,

@@ -41,7 +41,7 @@ def write_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     import pandas as pd
 
     table = pd.DataFrame(list(rows))
-    write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+    write = table.to_csv if path.suffix.lower() == ".csv" else table.to_parquet
     write_whole(path, lambda temporary: write(temporary, index=False))
 
 

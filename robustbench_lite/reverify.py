@@ -317,7 +317,7 @@ def _logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     except UserError:
         raise
     except Exception as error:
-        raise guard(f"model: the network, given images of shape {tuple(x.shape)},", error) from error
+        raise guard(f"--model: the network, given images of shape {tuple(x.shape)},", error) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"--model: expected logits of shape ({len(x)}, K), got {came}; give the run's own network")

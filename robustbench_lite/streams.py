@@ -177,8 +177,8 @@ def uniform_like(x: Tensor) -> Tensor:
 def uniform_noise(x: Tensor) -> Tensor:
     """Numbers in [-1, 1) shaped as `x`, in steps of 2 ** -15, from torch's own generator: noise for a training.
 
-    Four of each draw of 64 bits: on a CPU, where a batch's numbers are drawn one after the other, a third of the time
-    of `rand_like`.
+    x: float32 or float64; shorter types round the last steps to 1. Four numbers of each draw of 64 bits: on a CPU,
+    where they are drawn one after the other, a third of the time of `rand_like`.
     """
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     return drawn.view(torch.int16)[: x.numel()].view(x.shape).to(x.dtype).mul_(2.0**-15)

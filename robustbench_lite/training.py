@@ -42,8 +42,8 @@ class Trainer:
     processes: those that train together, each on its part of every batch.
     unlabeled: images without labels, for a loss that learns from them.
 
-    done: the share of the present training that is over, in [0, 1), for losses that change on the way; batch: the
-    present batch's place in its epoch, from 0.
+    done: the share of the present training that is over, in [0, 1), for losses that change on the way. epoch, batch:
+    of the present batch, from 0; a loss may see it more than once.
     classes: of the labels. memory: tensors that a loss keeps from step to step; they are stored with a training that
     is under way.
     drawn: how often `perturb` was called in the present training. history: of all trainings so far.
@@ -66,7 +66,7 @@ class Trainer:
         self.defenses = tuple(defenses)
         self.device = torch.device(device)
         self.done = 0.0
-        self.batch = 0
+        self.epoch = self.batch = 0
         self.classes = 0
         self.memory: dict[str, Tensor] = {}
         self.history = History()
@@ -136,7 +136,7 @@ class Trainer:
                     watch.start(loop.watched)
                     began = time.monotonic() - loop.seconds
                     for x, y in self._batches(data, batches, loop):
-                        self.batch = loop.batch
+                        self.epoch, self.batch = loop.epoch, loop.batch
                         for k in range(passes):
                             done = (loop.epoch + (loop.batch + k / passes) / batches.count) / loop.epochs
                             middle = 0.5 / (batches.count * loop.epochs * passes)

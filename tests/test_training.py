@@ -21,6 +21,8 @@ from robustbench_lite.cache import cache_dir
 from robustbench_lite.data.dataset import ArrayDataset, content_hash
 from robustbench_lite.decided import describe
 from robustbench_lite.defense import Loss, TrainingDefense
+from robustbench_lite.defenses import fast_at
+from robustbench_lite.defenses.fast_at import FastAT
 from robustbench_lite.errors import PluginError, UserError
 from robustbench_lite.files import sha256_file, write_whole
 from robustbench_lite.history import History
@@ -309,6 +311,24 @@ def test_what_decides_a_training_is_described() -> None:
     assert said["epochs"] == 50
     assert said["defenses"][0]["options"] == {"eps": 0.2}
     assert said["defenses"][0]["source_sha256"] == sha256_file(Path(__file__))
+    assert said["defenses"][0]["plugins"] == {}
+
+
+def test_a_defense_made_from_another_is_known_by_both_files() -> None:
+    class Mine(FastAT):
+        name = "mine"
+
+    (said,) = describe(bars(), Recipe(), [Mine(eps=0.1)])["defenses"]
+    assert said["source_sha256"] == sha256_file(Path(__file__))
+    assert said["plugins"] == {"FastAT": sha256_file(Path(fast_at.__file__))}
+
+
+def test_processes_are_among_what_decides_where_they_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = describe(bars(), Recipe()), describe(bars(), Recipe(), [Noisy()])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert describe(bars(), Recipe()) == alone[0]
+    assert describe(bars(), Recipe(), [Noisy()]) == {**alone[1], "processes": 2}
+    assert describe(bars(), Recipe(), unlabeled=bars())["processes"] == 2
 
 
 Load = Callable[..., LoadedModel]

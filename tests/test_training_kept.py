@@ -330,12 +330,12 @@ def test_what_the_user_leaves_open_the_first_defense_states() -> None:
     assert recipe_for([], {}, argument="x") == Recipe()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".parquet"])
 def test_a_history_is_a_table_and_a_picture(suffix: str, tmp_path: Path) -> None:
     history = History()
     train_model(net(), data(), recipe=Recipe(epochs=3, validation=15), defenses=[Remembers()], history=history)
     write_history(history.rows, tmp_path / f"h{suffix}")
-    read = (pd.read_csv if suffix == ".csv" else pd.read_parquet)(tmp_path / f"h{suffix}")
+    read = (pd.read_csv if suffix.lower() == ".csv" else pd.read_parquet)(tmp_path / f"h{suffix}")
     assert list(read["epoch"]) == [1, 2, 3]
     assert list(read.columns[:3]) == ["stage", "epoch", "loss"]
     draw_history(history.rows, tmp_path / "h.png", title="bands")

@@ -48,6 +48,7 @@ class _Seen:
 
         def show(p: TrainingProgress) -> None:
             if not task:
+                self._going_on()
                 task.append(self.bars.add_task(short_label(f"training {label}"), total=p.epochs * p.batches, state=""))
             state = f"epoch {p.epoch}/{p.epochs}, loss {p.loss:.3f}"
             self.bars.update(task[0], completed=(p.epoch - 1) * p.batches + p.batch, state=state)
@@ -61,9 +62,7 @@ class _Seen:
     @contextlib.contextmanager
     def attacking(self, label: str, total: int) -> Iterator[Callable[[Progress], None]]:
         """A bar of images; the one over all moves with it."""
-        if self.count and not self.ran and not self.said:
-            self.said = True
-            note(f"{self.count} of {self.total} runs are there; going on with the others")
+        self._going_on()
         task = self.bars.add_task(short_label(label), total=total, state="")
 
         def show(p: Progress) -> None:
@@ -86,6 +85,12 @@ class _Seen:
             self.ran += 1
             self.bars.update(self.whole, completed=self.count, state=self._state())
             note(f"[{self.count}/{self.total}] {done.cell}: {_told(done)}")
+
+    def _going_on(self) -> None:
+        """Say, once, that what was stopped goes on."""
+        if self.count and not self.ran and not self.said:
+            self.said = True
+            note(f"the first {self.count} of {self.total} runs are there; going on")
 
     def _state(self) -> str:
         return f"{self.count}/{self.total} runs"

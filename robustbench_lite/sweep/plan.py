@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ADAPTIVE = "adaptive"
 # An option of a defense with this value is given the threat's own eps or norm.
 OF_THREAT = "threat"
+# Options of `rbl sweep`, which are no keys of its file.
+_OF_THE_COMMAND = ("--data-dir", "--device", "--download", "--leaderboard", "--only", "--workers")
 # Of a surrogate's training, where none is stated: independent of the networks under test.
 SURROGATE_SEED = 1000
 
@@ -217,6 +219,9 @@ class Sweep:
             row = cell.row
             key = (cell.data.samples, *(row[name] for name in row if name not in ("attack",)))
             first = told.setdefault(key, cell)
+            if first.defense.use != cell.defense.use:
+                names = " and ".join(" + ".join(each.defense.use) for each in (first, cell))
+                raise UserError(f"{self.path.name}: {names} have one name, {row['defense']!r}; give one another")
             if first.network != cell.network:
                 raise UserError(
                     f"{self.path.name}: {cell.told_network} is there twice, with other recipes, weights or "
@@ -258,10 +263,14 @@ class Sweep:
         pairs = [p for p in cell.defense.pairs(cell.threat) if not any(file in p for file in missing)]
         return make_defenses(cell.defense.use, pairs)
 
-    def naming(self, where: str, elsewhere: Mapping[str, str] | None = None) -> Naming:
-        """Within: what is wrong is told with the file and the key, and not with an option of the command line."""
+    def naming(self, where: str | None, elsewhere: Mapping[str, str] | None = None) -> Naming:
+        """Within: what is wrong is told with the file and the key, and not with an option of the command line.
+
+        where: None leaves alone what names none of the options that are elsewhere.
+        """
         file = self.path.name
-        return Naming(f"{file}: {where}", {option: f"{file}: {place}" for option, place in (elsewhere or {}).items()})
+        places = {option: f"{file}: {place}" for option, place in (elsewhere or {}).items()}
+        return Naming(None if where is None else f"{file}: {where}", places)
 
 
 def _adaptive(defenses: list[Defense], entry: AttackEntry) -> list[AttackEntry]:
@@ -270,12 +279,12 @@ def _adaptive(defenses: list[Defense], entry: AttackEntry) -> list[AttackEntry]:
 
 
 class Naming:
-    """A context in which a UserError is told with a place in front.
+    """A context in which a UserError is told with a place in front, unless it names an option of the command itself.
 
     elsewhere: the places of errors that name one of these options of the command line.
     """
 
-    def __init__(self, place: str, elsewhere: Mapping[str, str] | None = None) -> None:
+    def __init__(self, place: str | None, elsewhere: Mapping[str, str] | None = None) -> None:
         self.place = place
         self.elsewhere = elsewhere or {}
 
@@ -284,8 +293,11 @@ class Naming:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Put the place in front."""
-        if isinstance(error, UserError) and not str(error).startswith(self.place.partition(":")[0] + ":"):
-            option = re.match(r"(--[a-z-]+):? |", str(error))
-            assert option is not None
-            place = self.elsewhere.get(option[1], self.place)
+        places = [place for place in (self.place, *self.elsewhere.values()) if place is not None]
+        if not isinstance(error, UserError) or str(error).startswith(places[0].partition(":")[0] + ":"):
+            return
+        option = re.match(r"(--[a-z-]+):? |", str(error))
+        assert option is not None
+        place = self.elsewhere.get(option[1], self.place)
+        if place is not None and option[1] not in _OF_THE_COMMAND:
             error.args = (f"{place}: {str(error)[option.end() :]}",)

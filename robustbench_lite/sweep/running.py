@@ -94,7 +94,7 @@ class Bench:
         if entry not in self._data:
             request = dataclasses.replace(self.request, dataset=entry.name, image_size=entry.image_size)
             place = f"datasets, {entry.name}"
-            with self.sweep.naming(place, {"--samples": "samples", "--image-size": f"{place}: image_size"}):
+            with self.sweep.naming(place, {"--samples": f"{place}: samples", "--image-size": f"{place}: image_size"}):
                 data = request.load()
                 count = len(data) if entry.samples is None else entry.samples
                 self._data[entry] = request, data, balanced_subset(data.labels, count)
@@ -104,7 +104,9 @@ class Bench:
         """The cell's network, trained where it must be; the last one is kept."""
         if self._network is None or self._network[0] != cell.network:
             self._network = None
-            made = self.prepared(cell, cell.model, self.sweep.recipe_of(cell), cell.told_network, cell.defenses)
+            where = f"models, {cell.model.name}"
+            recipe = self.sweep.recipe_of(cell)
+            made = self.prepared(cell, cell.model, recipe, cell.told_network, where, cell.defenses)
             self._network = cell.network, made
         return self._network[1]
 
@@ -115,16 +117,22 @@ class Bench:
             if key not in self._surrogates:
                 recipe = {**self.sweep.recipe, "seed": model.seed}
                 label = f"surrogate {model.name} on {cell.data.name}, seed {model.seed}"
-                self._surrogates[key] = self.prepared(cell, model, recipe, label)
+                self._surrogates[key] = self.prepared(cell, model, recipe, label, f"{cell.attack.where}.surrogates")
         return [Surrogate.of(self._surrogates[cell.data, model]) for model in cell.attack.surrogates]
 
     def prepared(
-        self, cell: Cell, model: ModelEntry, recipe: dict[str, Any], label: str, defenses: Sequence[Any] = ()
+        self,
+        cell: Cell,
+        model: ModelEntry,
+        recipe: dict[str, Any],
+        label: str,
+        where: str,
+        defenses: Sequence[Any] = (),
     ) -> LoadedModel:
-        """A network for the cell's data set, trained where it must be and may be."""
+        """A network for the cell's data set, trained where it must be and may be; where: its place in the file."""
         request, data, _ = self.data(cell)
-        place = f"models, {model.name}"
-        told = self.sweep.naming(place, {"--weights": f"{place}: weights", "--defense": cell.defense.where})
+        places = {"--model": where, "--weights": f"{where}: weights", "--dataset": f"datasets, {cell.data.name}"}
+        told = self.sweep.naming(None, {**places, "--defense": cell.defense.where})
         with told, self.watch.training(label) as progress:
             return prepare_model(
                 model.name,
@@ -287,6 +295,6 @@ def make_files(bench: Bench, cells: Sequence[Cell]) -> None:
         if cell is None or entry.file.exists():
             continue
         recipe = {**bench.sweep.recipe, "seed": entry.seed}
-        made = bench.prepared(cell, ModelEntry(entry.model), recipe, entry.file.name)
+        made = bench.prepared(cell, ModelEntry(entry.model), recipe, entry.file.name, f"files, {entry.file}")
         save_weights(made.module, entry.file, model=entry.model, recipe=made.recipe or {}, history=made.history)
         bench.watch.note(f"{entry.file}: {entry.model}, seed {entry.seed}")

@@ -82,6 +82,19 @@ def test_it_takes_several_steps_until_it_has_recovered() -> None:
     assert not trainer.memory["fast-at recovering"]
 
 
+def test_it_looks_once_at_a_batch_that_it_sees_twice() -> None:
+    x, y = batch()
+    model, defense = network(), FastAT(eps=0.2, recovery=3, step_share=1e-9)
+    looks = [1 - x, x]  # all are lost, then none: a second look would say that it has recovered
+    trainer = trainer_of(defense, perturb=lambda _model, x, y, **_: looks.pop(0))
+    for _ in range(2):
+        value(defense, model, x, y, trainer)
+    assert trainer.memory["fast-at recovering"]
+    trainer.epoch = 1
+    value(defense, model, x, y, trainer)
+    assert not trainer.memory["fast-at recovering"]
+
+
 def test_it_takes_several_steps_at_the_end() -> None:
     x, y = batch()
     model, defense = network(), FastAT(eps=0.2, recovery=3, finish=0.25)

@@ -26,7 +26,7 @@ OLD = 'datasets = ["digits"]'
         (OLD, f"{OLD}\nsample = 3", ["unknown key 'sample'", "did you mean samples"]),
         (OLD, "datasets = ", ["no TOML", "line 2"]),
         ("samples = 20", "samples = 0", ["samples must be >= 1, got 0"]),
-        ("samples = 20", "samples = 400", ["changed.toml: samples: must be in 1..360", "400"]),
+        ("samples = 20", "samples = 400", ["changed.toml: datasets, digits: samples: must be in 1..360", "400"]),
         ("samples = 20", 'samples = "all"', ["samples must be a whole number, got 'all'"]),
         ("[0, 1]", "[0, 0]", ["seeds has one of them twice"]),
         ("[0, 1]", "[-1]", ["seeds must be a list of whole numbers >= 0"]),

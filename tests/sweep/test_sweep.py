@@ -201,10 +201,31 @@ def test_weights_that_do_not_fit_are_told_with_their_key(rbl: Rbl, folder: Path,
     assert "changed.toml: models, mlp: weights: junk.pt is no file that torch.save wrote" in said.err
 
 
+def test_what_is_no_key_of_the_file_is_told_as_it_is(rbl: Rbl, stated: Callable[..., Path]) -> None:
+    assert rbl("sweep", "small.toml", "--workers", "-1").error.startswith("--workers must be")
+    path = stated('"fgsm"', '{ name = "transfer:pgd", surrogates = [{ name = "mlp", weights = "junk.pt" }] }')
+    said = rbl("sweep", path, "--leaderboard", "lb", "--only", "attack ~ transfer", "--only", "defense = none")
+    assert "changed.toml: attacks[1].surrogates: weights: no such file 'junk.pt'" in said.err
+
+
+def test_two_defenses_of_one_name_are_told(rbl: Rbl, folder: Path, stated: Callable[..., Path]) -> None:
+    (folder / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from robustbench_lite import TrainingDefense\n"
+        "@dataclass(frozen=True)\n"
+        "class A(TrainingDefense):\n"
+        "    name, summary, source = 'mine', 'nothing', 'mine'\n"
+        "class B(A):\n"
+        "    pass\n"
+    )
+    path = stated('"label-smoothing"', '"mine.py:A", "mine.py:B"')
+    assert "mine.py:A and mine.py:B have one name, 'mine'; give one another" in rbl("sweep", path, "--dry-run").error
+
+
 def test_a_sweep_that_was_stopped_says_that_it_goes_on(rbl: Rbl) -> None:
     few = ("sweep", "small.toml", "--leaderboard", "lb", "--only", "seed = 0", "--only", "defense = none")
     assert "going on" not in rbl(*few, "--only", "attack = fgsm").err
-    assert "1 of 2 runs are there; going on with the others" in rbl(*few).err
+    assert "the first 1 of 2 runs are there; going on\n" in rbl(*few).err
     assert "going on" not in rbl(*few).err
 
 

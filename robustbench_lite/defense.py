@@ -193,18 +193,6 @@ def check_stack(defenses: Sequence[InferenceDefense], *, argument: str = "defens
             )
 
 
-def check_losses(defenses: Sequence[TrainingDefense], *, argument: str = "defenses") -> None:
-    """Raise UserError for losses that cannot stand one on another in this order."""
-    for defense in defenses[:-1]:
-        if defense.innermost:
-            raise not_last(defense, argument=argument)
-
-
-def not_last(defense: TrainingDefense, *, argument: str) -> UserError:
-    """The error of a loss that asks for none behind it and has one there."""
-    return UserError(f"{argument}: {defense.name} takes the place of the loss behind it; give it after the others")
-
-
 def wrap_all(
     model: nn.Module, defenses: Sequence[InferenceDefense], learn_from: tuple[Tensor, Tensor] | None = None
 ) -> nn.Module:

@@ -35,7 +35,8 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
     A key without a defense goes to the one that has it. Raises UserError for unknown names and options,
     for a key that several of them have, and for an order in which they cannot stand before a network.
     """
-    from .defense import InferenceDefense, TrainingDefense, check_losses, check_stack
+    from .defense import InferenceDefense, TrainingDefense, check_stack
+    from .stacking import check_losses
 
     classes = defense_classes(specs)
     given: list[dict[str, str]] = [{} for _ in classes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from .augment import augment
 from .convolution import FoldedConvolutions
 from .decided import describe
-from .defense import Loss, TrainingDefense, check_losses, not_last
+from .defense import Loss, TrainingDefense
 from .errors import RblError, UserError
 from .history import History
 from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
@@ -27,6 +26,7 @@ from .processes import Processes, alone
 from .recipe import Recipe, make_optimizer, set_lr
 from .registry import guard
 from .resuming import Checkpoint
+from .stacking import check_losses, stacked
 from .validation import Validation
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Trainer:
             scaler=torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "f16"),
             epochs=max(1, round(recipe.epochs / passes)),
         )
-        composed = self._composed(loss)
+        whole = stacked(self.defenses, loss or self._plain, self)
         try:
             with torch.enable_grad(), seeded(recipe.seed, device=self.device), Watch(model) as watch:
                 if self._checkpoint is not None and self._checkpoint.restore(stage, loop, self):
@@ -143,7 +143,7 @@ class Trainer:
                             set_lr(loop.optimizer, recipe, done + middle)
                             self.done = done
                             together = min(recipe.accumulate, batches.count - loop.batch + loop.accumulated)
-                            watch.add(self._step(loop, composed, x, y, parameters, together), y)
+                            watch.add(self._step(loop, whole, x, y, parameters, together), y)
                         loop.batch += 1
                         if self._progress is not None:
                             self._progress(watch.progress(loop.epoch, loop.epochs, loop.batch, batches.count))
@@ -227,32 +227,8 @@ class Trainer:
         if self._say is not None and self._processes.main:
             self._say(text)
 
-    def _composed(self, innermost: Loss | None) -> Loss:
-        def plain(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            return F.cross_entropy(network(x), y, label_smoothing=self.recipe.label_smoothing)
-
-        loss = innermost or plain
-        for defense in reversed(self.defenses):
-            if type(defense).loss is not TrainingDefense.loss:
-                loss = functools.partial(self._through, defense, loss)
-        return loss
-
-    def _through(self, defense: TrainingDefense, inner: Loss, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        asked = []
-
-        def behind(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-            asked.append(True)
-            return inner(network, x, y)
-
-        try:
-            value = defense.loss(network, x, y, behind, self)
-            if not asked and defense is not self.defenses[-1]:
-                raise not_last(defense, argument="--defense")
-            return value
-        except RblError:
-            raise
-        except Exception as error:
-            raise guard(f"--defense: {defense.name}.loss", error) from error
+    def _plain(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(network(x), y, label_smoothing=self.recipe.label_smoothing)
 
     def _batches(self, data: Dataset, batches: Batches, loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
         left = loop.permutation[loop.batch * batches.size :]

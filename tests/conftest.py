@@ -10,6 +10,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Where Python is told to keep no bytecode, every program that a test starts would compile all of torch anew.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / "build" / "bytecode"))
+
 # The networks of tests are small: a pool of threads costs them more than it gives, and workers would fight for cores.
 torch.set_num_threads(1)
 

@@ -24,7 +24,8 @@ class GradAlign(TrainingDefense):
     """FGSM training that also aligns the input gradients at an image and near it (Andriushchenko and Flammarion 2020).
 
     The loss on FGSM's images plus weight times 1 - cos(grad at x, grad at x + u), u uniform in the ball (equation 4).
-    eps: of linf. weight: lambda, >= 0; the paper's for CIFAR-10 at 8/255 is 0.2.
+    eps: of linf. weight: lambda, >= 0; the paper's for CIFAR-10 at 8/255 is 0.2. warmup: share of the training over
+    which eps grows from 0, which the paper has not: without it small networks may stay at one answer for all images.
     adaptive: pgd of 50 steps from 10 starts, the paper's own.
     """
 
@@ -36,6 +37,7 @@ class GradAlign(TrainingDefense):
 
     eps: float = 8 / 255
     weight: float = 0.2
+    warmup: float = 0.0
 
     norm: ClassVar[str] = "linf"
 
@@ -43,14 +45,17 @@ class GradAlign(TrainingDefense):
         Threat(self.norm, self.eps)
         if not self.weight >= 0:
             raise UserError(f"weight must be >= 0, got {self.weight:g}")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"warmup must be in [0, 1], got {self.warmup:g}")
 
     def loss(self, network: nn.Module, x: Tensor, y: Tensor, inner: Loss, trainer: Trainer) -> Tensor:
         """FGSM's loss and the angle between two gradients."""
+        eps = self.eps * min(1.0, trainer.done / self.warmup) if self.warmup else self.eps
         first = _gradient(network, x, y)
-        second = _gradient(network, x + self.eps * uniform_noise(x), y)
+        second = _gradient(network, x + eps * uniform_noise(x), y)
         angle = (1 - cosine_similarity(first.flatten(1), second.flatten(1))).mean()
         trainer.note("gradient_angle", float(angle.detach()))
-        seen = (x + self.eps * first.detach().sign()).clamp(0, 1)
+        seen = (x + eps * first.detach().sign()).clamp(0, 1)
         return inner(network, seen, y) + self.weight * angle
 
 

@@ -70,8 +70,7 @@ def filled(readme: str) -> str:
 
 
 def make() -> int:
-    """Run everything anew, and fill the README; on one thread, so that networks come out alike whatever the cores."""
-    torch.set_num_threads(1)
+    """Run everything anew, and fill the README."""
     shutil.rmtree(BOARD / "runs", ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "my_attack.py"
@@ -89,8 +88,10 @@ def make() -> int:
 def sweeps() -> int:
     """Run what of the other boards is not there, and drop runs that their sweeps no longer name.
 
-    MNIST is looked for in RBL_DATA, and downloaded where that is not set.
+    MNIST is looked for in RBL_DATA, and downloaded where that is not set. All on one thread, so that networks come out
+    alike whatever the cores.
     """
+    torch.set_num_threads(1)
     os.chdir(ROOT)  # the sweeps name files from here
     given = os.environ.get("RBL_DATA")
     for folder, names in SWEEPS.items():

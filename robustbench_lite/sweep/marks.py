@@ -11,8 +11,8 @@ FLATTERED = 0.10
 RULE = (
     "Compared with the undefended network of the same model, images, threat and seeds, by the worst case, which is the "
     "share of images that withstand every attack: "
-    "helps: more than 5 points above it, with the 95 % intervals apart; "
-    "unclear: more than 5 points above it, with intervals that meet: too few images; "
+    "helps: more than 5 points above it and above what one answer for all images gets, its 95 % interval apart from "
+    "both; unclear: as much above, but not apart: too few images; "
     "fails: all else. "
     "flattered: the strongest plain attack (one that is neither made for the defense nor a portfolio) leaves more than "
     "10 points that all attacks together do not. "
@@ -27,7 +27,7 @@ class Evidence:
 
     clean: right without an attack. worst: right under every attack, with its 95 % interval low to high. plain: what
     the strongest plain attack leaves; None where there was none. reliable: whether an attack near the worst case
-    was found reliable.
+    was found reliable. chance: what the most frequent class as the answer for all images gets.
     """
 
     clean: float
@@ -36,6 +36,7 @@ class Evidence:
     high: float
     plain: float | None = None
     reliable: bool = True
+    chance: float = 0.0
 
 
 def marks(row: Evidence, undefended: Evidence | None) -> tuple[str, ...]:
@@ -46,13 +47,15 @@ def marks(row: Evidence, undefended: Evidence | None) -> tuple[str, ...]:
     ('helps',)
     >>> marks(Evidence(0.90, 0.04, 0.02, 0.09, plain=0.60), bare)
     ('fails', 'flattered', 'costs')
+    >>> marks(Evidence(0.10, 0.10, 0.05, 0.17, chance=0.10), bare)
+    ('fails', 'costs')
     """
     if undefended is None:
         return ()
-    if not _more(row.worst, undefended.worst, MARGIN):
+    if not _more(row.worst, max(undefended.worst, row.chance), MARGIN):
         words = ["fails"]
     else:
-        words = ["helps" if row.low > undefended.high else "unclear"]
+        words = ["helps" if row.low > max(undefended.high, row.chance) else "unclear"]
     if row.plain is not None and _more(row.plain, row.worst, FLATTERED):
         words.append("flattered")
     if _more(undefended.clean, row.clean, MARGIN):

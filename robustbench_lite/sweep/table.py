@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,7 +31,8 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
     """One row a run: the columns of a leaderboard, and what a sweep's table needs beside them.
 
     label: the attack with its options. adaptive: it is the one that a defense of the run states. portfolio: it is made
-    of several. recipe_seed: of the training. standing: per image, right and not fooled, by index.
+    of several. recipe_seed: of the training. chance: the share of the most frequent class. standing: per image, right
+    and not fooled, by index.
     """
     import pandas as pd
 
@@ -39,7 +41,8 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
         said = run.specification
         costs = said.costs
         names = ("training_seconds", "forward_ratio", "passes")
-        table = run.table.select(["index", "correct", "success"]).to_pylist()
+        table = run.table.select(["index", "label", "correct", "success"]).to_pylist()
+        labels = collections.Counter(row["label"] for row in table)
         rows.append(
             {
                 **summarize(run, run_id=run.path.stem if run.path else None),
@@ -48,6 +51,7 @@ def runs_frame(runs: Iterable[Run]) -> pd.DataFrame:
                 "portfolio": "parts" in said.attack.resolved,
                 "recipe_seed": (said.model.recipe or {}).get("seed"),
                 **{name: getattr(costs, name, None) for name in names},
+                "chance": max(labels.values()) / len(table),
                 "standing": {row["index"]: row["correct"] and not row["success"] for row in table},
             }
         )
@@ -115,6 +119,7 @@ def _whole(group: pd.DataFrame) -> dict[str, Any]:
         "worst_high": high,
         "plain": float(plain.min()) if len(plain) else None,
         "reliable": any(sound),
+        "chance": float(group["chance"].max()),
         "training_seconds": _median(once["training_seconds"]),
         "forward_ratio": _median(group["forward_ratio"]),
         "passes": _median(group["passes"]),
@@ -170,6 +175,7 @@ def _evidence(row: dict[Any, Any]) -> Evidence:
         high=row["worst_high"],
         plain=None if plain is None or plain != plain else plain,
         reliable=bool(row["reliable"]),
+        chance=row["chance"],
     )
 
 

@@ -45,6 +45,17 @@ def test_training_aligns_gradients() -> None:
     assert with_it.rows[-1]["gradient_angle"] < 0.8 * without.rows[-1]["gradient_angle"]
 
 
-def test_options_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"^weight must be >= 0, got -1"):
-        GradAlign(weight=-1.0)
+def test_eps_grows_where_it_is_told_to() -> None:
+    x, y = batch()
+    model, trainer = network(), trainer_of()
+    half = value(GradAlign(eps=0.2, weight=0.7), model, x, y)
+    trainer.done = 0.25
+    assert torch.equal(value(GradAlign(eps=0.4, weight=0.7, warmup=0.5), model, x, y, trainer), half)
+    trainer.done = 0.9
+    assert torch.equal(value(GradAlign(eps=0.2, weight=0.7, warmup=0.5), model, x, y, trainer), half)
+
+
+@pytest.mark.parametrize("options", [{"weight": -1.0}, {"warmup": 1.5}])
+def test_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"^{next(iter(options))} must be"):
+        GradAlign(**options)

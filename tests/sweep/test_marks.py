@@ -32,6 +32,9 @@ def evidence(worst: float, n: int = 200, clean: float = 0.98, **more: object) ->
         (evidence(0.70, clean=0.93), ("helps",)),
         (evidence(0.70, clean=0.92), ("helps", "costs")),
         (evidence(0.70, reliable=False), ("helps", "unreliable")),
+        (evidence(0.50, chance=0.45), ("fails",)),
+        (evidence(0.51, chance=0.45), ("unclear",)),
+        (evidence(0.60, chance=0.45), ("helps",)),
         (evidence(0.05, clean=0.5, plain=0.4, reliable=False), ("fails", "flattered", "costs", "unreliable")),
     ],
 )
@@ -46,10 +49,10 @@ def test_with_nothing_to_compare_there_is_no_word() -> None:
 shares = st.integers(0, 100).map(lambda count: count / 100)
 
 
-@given(shares, shares, shares)
-def test_who_keeps_more_is_never_called_worse(bare: float, worst: float, more: float) -> None:
+@given(shares, shares, shares, shares)
+def test_who_keeps_more_is_never_called_worse(bare: float, worst: float, more: float, chance: float) -> None:
     ranks = {"fails": 0, "unclear": 1, "helps": 2}
     lower, higher = sorted((worst, more))
-    words = [marks(evidence(share), evidence(bare))[0] for share in (lower, higher)]
+    words = [marks(evidence(share, chance=chance), evidence(bare))[0] for share in (lower, higher)]
     assert ranks[words[0]] <= ranks[words[1]]
     assert marks(evidence(bare), evidence(bare))[0] == "fails"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..leaderboard.table import stacked_text, wrapped
@@ -13,9 +14,12 @@ from .table import KEY
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Group
     from rich.table import Table
 
-NAME_WIDTH = 12
+    Layout = Callable[[list[str], list[dict[str, Any]]], Table]
+
+NAME_WIDTHS = (36, 24, 12)  # of the column of defenses where numbers stand in stacks
 _SHARED = ["dataset", "n", "model", "norm", "eps"]
 CAPTION = (
     "accuracy in %, mean and standard deviation over seeds; worst: images that withstand every attack, with 95 % "
@@ -127,48 +131,56 @@ def _line(cells: list[str]) -> str:
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
-def to_rich(table: pd.DataFrame, width: int) -> Iterator[Table]:
-    """A table for the terminal for each model, data set and threat; where it is too narrow, numbers stand in stacks."""
-    from rich.console import Console
+def to_rich(table: pd.DataFrame, width: int) -> Iterator[Group]:
+    """Title and table for the terminal, for each model, data set and threat; a narrow one has its numbers in stacks."""
+    from rich.console import Console, Group
+    from rich.text import Text
 
+    groups = list(_groups(table)) if len(table) else []
     endless = Console(width=10_000)
-    for title, attacks, rows in _groups(table) if len(table) else ():
-        wide = _wide(title, attacks, rows)
-        yield wide if endless.measure(wide).maximum <= width else _narrow(title, attacks, rows)
+    layouts: list[Layout] = [_wide, *(functools.partial(_narrow, names=names) for names in NAME_WIDTHS)]
+    for layout in layouts:
+        tables = [layout(attacks, rows) for _, attacks, rows in groups]
+        if all(endless.measure(shown).maximum <= width for shown in tables):
+            break
+    for (title, _, _), shown in zip(groups, tables, strict=True):
+        yield Group(Text(title, style="bold"), shown)
 
 
-def _empty(title: str) -> Table:
+def _empty() -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left", show_edge=False)
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
 
 
 def _style(row: dict[str, Any]) -> str:
     return {"helps": "green", "fails": "red"}.get(row["mark"].partition(" ")[0], "")
 
 
-def _wide(title: str, attacks: list[str], rows: list[dict[str, Any]]) -> Table:
+def _wide(attacks: list[str], rows: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
-    shown = _empty(title)
+    shown = _empty()
     for head in ("defense", "mark"):
         shown.add_column(head, no_wrap=True)
-    heads = ["\n".join(wrapped(head, NAME_WIDTH)) for head in _heads(attacks)]
+    heads = ["\n".join(wrapped(head, 12)) for head in _heads(attacks)]
     for head in ("worst", "95 %", "clean", *heads, "seconds", "forward", "passes"):
         shown.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         cells = [*_worst(row), percent(row["clean_accuracy"], row["clean_std"]), *_cells(row, attacks)]
         cells += [_training(row), _forward(row)[0], _passes(row)]
-        shown.add_row(Text(_defense(row)), Text(row["mark"], style=_style(row)), *map(Text, cells))
+        shown.add_row(
+            Text(_defense(row, "\n")), Text(row["mark"].replace(" ", "\n"), style=_style(row)), *map(Text, cells)
+        )
     return shown
 
 
-def _narrow(title: str, attacks: list[str], rows: list[dict[str, Any]]) -> Table:
+def _narrow(attacks: list[str], rows: list[dict[str, Any]], *, names: int) -> Table:
     from rich.text import Text
 
-    shown = _empty(title)
-    shown.add_column("defense\nmark", overflow="fold", min_width=NAME_WIDTH)
+    shown = _empty()
+    shown.add_column("defense\nmark", overflow="fold", min_width=min(names, 12))
     heads = ["\n".join(wrapped(head, 9)) for head in _heads(attacks)]
     for head in ("worst\n95 %\nclean", *heads, "seconds\nforward\npasses"):
         shown.add_column(head, justify="right", no_wrap=True)
@@ -176,7 +188,7 @@ def _narrow(title: str, attacks: list[str], rows: list[dict[str, Any]]) -> Table
         worst, interval = _worst(row)
         clean = percent(row["clean_accuracy"], row["clean_std"])
         shown.add_row(
-            Text(stacked_text([_defense(row)], NAME_WIDTH)).append(_marked(row["mark"]), style=_style(row)),
+            Text(stacked_text([_defense(row)], names)).append(_marked(row["mark"]), style=_style(row)),
             Text("\n".join([worst, interval.strip("[]").replace(", ", "-"), clean])),
             *(Text(cell.replace(" ", "\n")) for cell in _cells(row, attacks)),
             Text(f"{_training(row)}\n{_forward(row)[0]}\n{_passes(row)}"),

@@ -316,7 +316,7 @@ def test_network_mode_and_random_state_are_left_as_found(tmp_path: Path) -> None
 
 
 def test_a_network_of_another_kind_is_told_in_one_line(case: Case) -> None:
-    with pytest.raises(PluginError, match="the model"):
+    with pytest.raises(PluginError, match=r"^--model: the network"):
         case.check(module=nn.Linear(7, 4))
     with pytest.raises(UserError, match="expected logits of shape"):
         case.check(module=nn.Flatten(0))

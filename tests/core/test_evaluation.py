@@ -400,7 +400,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "model of a NaN": ({"model": Constant(float("nan")).eval()}, r"^model: expected finite logits"),
     "model of one class": ({"model": Constant(1.0, 1).eval(), "y": Y * 0}, r"2 classes"),
     "model of wrong shape": ({"model": nn.Identity().eval()}, r"^model: expected logits of shape"),
-    "model that raises": ({"model": Raises().eval()}, r"^the model .* raised KeyError"),
+    "model that raises": ({"model": Raises().eval()}, r"^model: the network, given .* raised KeyError"),
     "unknown attack": ({"attack": "pdg"}, r"^attack: unknown name 'pdg'; did you mean pgd"),
     "attack that is no attack": ({"attack": 5}, r"^attack"),
     "attack class": ({"attack": PGD}, r"^attack"),

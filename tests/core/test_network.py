@@ -282,7 +282,7 @@ def test_a_model_that_raises_is_named_with_its_own_traceback() -> None:
     def fails(x: Tensor) -> Tensor:
         raise RuntimeError("first line\nsecond line")
 
-    with pytest.raises(PluginError, match="the model") as raised:
+    with pytest.raises(PluginError, match=r"^model: the network") as raised:
         Network(Answers(fails)).logits(images(2), noise_of(2))
     assert "\n" not in str(raised.value)
     assert "(2, 1, 6, 6)" in str(raised.value)

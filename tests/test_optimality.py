@@ -127,7 +127,7 @@ def test_nearer_is_never_worse(distances: Distances, data: st.DataObject) -> Non
     assert after[others] == pytest.approx(before[others], nan_ok=True)
     # Nearer than the best, where that leaves the max distance: worse for the others, not for it.
     farthest = best[reached].max(initial=0.0)
-    inner = reached & (best > 0) & (best < farthest)
+    inner = reached & (0.5 * best > 0) & (best < farthest)
     nearer[attack, inner] = best[inner] * (0.5 + 0.5 * share[inner])
     below = optimality(nearer)
     assert np.isnan(after).all() or below[attack] >= after[attack] - 1e-9

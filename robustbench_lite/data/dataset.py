@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -144,6 +146,10 @@ def _next(arrays: Iterator[Any]) -> Any:
         # A worker's end is told by the loader, or first seen by whoever reads from it.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        if not isinstance(error, RuntimeError):
+            # The loader's signal of that death may be on its way still, and would strike whoever tells of ours.
+            with contextlib.suppress(RuntimeError):
+                time.sleep(1.0)
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"--workers: one that decodes images was killed ({first}); ask for fewer") from error
 

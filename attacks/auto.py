@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 from robustbench_lite.attacks.apgd_t import APGDT
+from robustbench_lite.attacks.inward import Inward
 from robustbench_lite.attacks.md import MD
 from robustbench_lite.attacks.square import Square
 from robustbench_lite.errors import unknown_name
@@ -55,45 +56,59 @@ class Auto(Portfolio):
     def parts(self, threat: Threat) -> tuple[Part, ...]:
         """As the effort says."""
         ascent = MD(steps=20, restarts=1, first_stage=0.0)
+        near = replace(ascent, steps=10, step_share=0.3, random_start=False)
         polish = replace(ascent, step_share=1.0, random_start=False)
         if self.effort == "quick":
             return (
                 Part(ascent),
                 Part(Square(steps=50)),
                 Part(APGDT(steps=20, classes=2), hope=0.5),
-                Part(polish, hope=0.3, warm=True),
+                Part(polish, hope=0.3, warm="margin"),
             )
+        inward = Inward(steps=45, restarts=1, radius=2 * threat.eps or None)
+        longer = replace(inward, steps=60)
+        outside = (
+            Part(inward),
+            Part(near, max_distance=1.5, warm="nearest"),
+            Part(replace(inward, restarts=2), max_distance=4.0),
+            Part(near, max_distance=1.3, warm="nearest"),
+            Part(replace(longer, restarts=3), max_distance=1.7),
+            Part(near, max_distance=1.2, warm="nearest"),
+            Part(replace(longer, restarts=6), max_distance=1.3),
+            Part(replace(near, steps=30), max_distance=1.15, warm="nearest"),
+        )
         search = Square(steps=40, proposals=16, share=0.3, random_start=False, patience=2.0)
         l2 = threat.norm == "l2"
         middle: tuple[Part, ...]
         if l2:
             middle = (
-                Part(polish, hope=0.4, warm=True),
+                Part(polish, hope=0.4, warm="margin"),
                 Part(Square(steps=60, proposals=4), hope=0.3),
-                Part(polish, hope=0.3, warm=True),
-                Part(polish, hope=0.2, warm=True),
+                Part(polish, hope=0.3, warm="margin"),
+                Part(polish, hope=0.2, warm="margin"),
                 Part(MD(steps=20, restarts=8), hope=0.15),
-                Part(polish, hope=0.15, warm=True),
+                Part(polish, hope=0.15, warm="margin"),
             )
         else:
             middle = (
                 Part(Square(steps=60, proposals=4), hope=0.4),
-                Part(polish, hope=0.4, warm=True),
-                Part(search, hope=0.25, warm=True),
-                Part(polish, hope=0.25, warm=True),
+                Part(polish, hope=0.4, warm="margin"),
+                Part(search, hope=0.25, warm="margin"),
+                Part(polish, hope=0.25, warm="margin"),
             )
         standard = (
             Part(ascent),
+            *outside,
             Part(Square(steps=40, proposals=2)),
             Part(APGDT(steps=20, classes=3), hope=0.6),
             *middle,
             Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15),
-            Part(polish, hope=0.15, warm=True),
+            Part(polish, hope=0.15, warm="margin"),
             Part(APGDT(steps=40, classes=3) if l2 else APGDT(steps=60, classes=4), hope=0.1),
-            Part(search if l2 else replace(search, steps=100, proposals=32), hope=0.1, warm=True),
-            Part(polish, hope=0.1, warm=True),
+            Part(search if l2 else replace(search, steps=100, proposals=32), hope=0.1, warm="margin"),
+            Part(polish, hope=0.1, warm="margin"),
             Part(Square(steps=100, proposals=32, patience=2.0), hope=0.06),
-            Part(polish, hope=0.06, warm=True),
+            Part(polish, hope=0.06, warm="margin"),
         )
         if self.effort == "standard":
             return standard

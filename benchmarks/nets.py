@@ -1,4 +1,4 @@
-"""Networks that the benchmark trains itself, once: standard, adversarially trained (PGD) and TRADES-like."""
+"""Networks that the benchmark trains itself, once: standard, distilled, adversarially trained (PGD), TRADES-like."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ import robustbench_lite as rbl
 from robustbench_lite.cache import cache_dir
 from robustbench_lite.files import replace_whole
 
+from . import architectures
+from .architectures import ARCHITECTURES
 from .parts import Whole, folder
+
+TEMPERATURE = 100.0  # of defensive distillation (Papernot et al. 2016, arXiv:1511.04508)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. kind: standard, pgd or trades; eps in pixels of [0, 1]; steps: of the attack inside."""
+    """How a network is trained.
+
+    kind: standard, distilled, pgd or trades. eps: of the training attack, in pixels of [0, 1]; steps: of that attack.
+    """
 
     data: str
     kind: str
@@ -32,6 +39,7 @@ class Recipe:
     epochs: int
     rate: float = 2e-3
     images: int = 20_000  # of the training set: enough for a network to attack, in minutes
+    architecture: str = "cnn"
 
     @property
     def attacked(self) -> float:
@@ -44,41 +52,42 @@ RECIPES = {
     "mnist-pgd": Recipe("mnist", "pgd", "linf", 0.3, 3, 4),
     "mnist-trades": Recipe("mnist", "trades", "linf", 0.3, 3, 4),
     "mnist-pgd-l2": Recipe("mnist", "pgd", "l2", 2.0, 3, 4),
+    "mnist-distilled": Recipe("mnist", "distilled", "linf", 0.0, 0, 2),
+    "mnist-vit": Recipe("mnist", "standard", "linf", 0.0, 0, 4, architecture="vit"),
+    "mnist-resnet": Recipe("mnist", "standard", "linf", 0.0, 0, 2, architecture="resnet"),
     "cifar10-standard": Recipe("cifar10", "standard", "linf", 0.0, 0, 5),
     "cifar10-pgd": Recipe("cifar10", "pgd", "linf", 8 / 255, 2, 5),
     "cifar10-trades": Recipe("cifar10", "trades", "linf", 8 / 255, 2, 5),
     "cifar10-pgd-l2": Recipe("cifar10", "pgd", "l2", 0.5, 2, 5),
+    "cifar10-distilled": Recipe("cifar10", "distilled", "linf", 0.0, 0, 5),
+    "cifar10-vit": Recipe("cifar10", "standard", "linf", 0.0, 0, 8, architecture="vit"),
+    "cifar10-vit-pgd": Recipe("cifar10", "pgd", "linf", 4 / 255, 2, 6, architecture="vit"),
 }
 
 
-def network(channels: int, size: int) -> nn.Module:
-    """Three convolutions and two linear layers, without normalisation of batches."""
-    side = size // 4
-    return Whole(
-        nn.Sequential(
-            nn.Conv2d(channels, 32, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(64, 64, 4, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * side * side, 256), nn.ReLU(), nn.Linear(256, 10),
-        )
-    )  # fmt: skip
+def network(recipe: Recipe) -> nn.Module:
+    """The recipe's network with weights drawn at random."""
+    return Whole(ARCHITECTURES[recipe.architecture](*((1, 28) if recipe.data == "mnist" else (3, 32))))
 
 
 def trained(name: str, say: Callable[[str], None] = print) -> nn.Module:
     """The network of a recipe, from the cache or trained now."""
     recipe = RECIPES[name]
-    here = [inspect.getsource(thing) for thing in (Recipe, network, _train, _attack, _pushed)]
+    here = [inspect.getsource(thing) for thing in (architectures, _train, _loss, _attack, _pushed)]
     key = hashlib.sha256(repr((sorted(asdict(recipe).items()), here)).encode()).hexdigest()[:12]
     path = cache_dir() / "benchmarks" / f"{name}-{key}.safetensors"
     torch.manual_seed(0)
-    model = network(*((1, 28) if recipe.data == "mnist" else (3, 32)))
+    model = network(recipe)
     if path.exists():
         model.load_state_dict(load_file(path))
     else:
         start = time.perf_counter()
         x, y = (part[: recipe.images] for part in images(recipe.data, "train"))
-        _train(model, recipe, x, y, say=lambda text: say(f"{name}: {text}"))
+        teacher = None
+        if recipe.kind == "distilled":
+            teacher = network(recipe)
+            _train(teacher, recipe, x, y, say=lambda text: say(f"{name}, teacher: {text}"))
+        _train(model, recipe, x, y, say=lambda text: say(f"{name}: {text}"), teacher=teacher)
         say(f"{name}: trained in {time.perf_counter() - start:.0f} s")
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(path, lambda temporary: save_file(dict(model.state_dict()), temporary))
@@ -98,7 +107,15 @@ def images(data: str, split: str) -> tuple[Tensor, Tensor]:
     return found.images(torch.arange(len(found))), found.labels
 
 
-def _train(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, *, say: Callable[[str], None]) -> None:
+def _train(
+    model: nn.Module,
+    recipe: Recipe,
+    x: Tensor,
+    y: Tensor,
+    *,
+    say: Callable[[str], None],
+    teacher: nn.Module | None = None,
+) -> None:
     batch, generator = 128, torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.rate)
     total = recipe.epochs * (len(x) // batch)
@@ -109,16 +126,7 @@ def _train(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, *, say: Calla
         losses = []
         for rows in torch.randperm(len(x), generator=generator)[: total // recipe.epochs * batch].reshape(-1, batch):
             # The ball grows over the first third: from a full one a small network learns to say one class only.
-            eps = recipe.eps * min(1.0, 3 * seen / total)
-            clean, label = x[rows], y[rows]
-            adversarial = _attack(model, recipe, clean, label, eps) if recipe.steps else clean
-            logits = model(adversarial)
-            if recipe.kind == "trades":
-                natural = model(clean)
-                kl = F.kl_div(F.log_softmax(logits, 1), F.softmax(natural, 1), reduction="batchmean")
-                loss = F.cross_entropy(natural, label) + 6.0 * kl
-            else:
-                loss = F.cross_entropy(logits, label)
+            loss = _loss(model, recipe, x[rows], y[rows], recipe.eps * min(1.0, 3 * seen / total), teacher)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -126,6 +134,23 @@ def _train(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, *, say: Calla
             losses.append(float(loss.detach()))
             seen += 1
         say(f"epoch {epoch + 1} of {recipe.epochs}, loss {sum(losses) / len(losses):.3f}")
+
+
+def _loss(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, eps: float, teacher: nn.Module | None) -> Tensor:
+    if recipe.kind == "distilled":
+        logits = model(x) / TEMPERATURE
+        if teacher is None:
+            return F.cross_entropy(logits, y)
+        with torch.no_grad():
+            soft = F.softmax(teacher.eval()(x) / TEMPERATURE, 1)
+        return F.cross_entropy(logits, soft)
+    adversarial = _attack(model, recipe, x, y, eps) if recipe.steps else x
+    logits = model(adversarial)
+    if recipe.kind == "trades":
+        natural = model(x)
+        kl = F.kl_div(F.log_softmax(logits, 1), F.softmax(natural, 1), reduction="batchmean")
+        return F.cross_entropy(natural, y) + 6.0 * kl
+    return F.cross_entropy(logits, y)
 
 
 def _attack(model: nn.Module, recipe: Recipe, x: Tensor, y: Tensor, eps: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from .threat import Ball, Threat
 # The last part of a search in lower precision is done in float32: bf16 gradients alone find less.
 _LOW_SHARE = 0.85
 _PROVE_EVERY = 4
+
+# Where a part of a portfolio begins: at the clean image (""), at the image of largest margin that earlier parts ended
+# at, or at their nearest adversarial example, projected into the ball.
+Warm = Literal["", "margin", "nearest"]
 
 
 class Source(Protocol):
@@ -47,9 +51,13 @@ class Entry:
     said of it; proved: whether it had a pass of its own. missing: by how much it misses the goal, in logits.
     claim: an image that waits for its proof, claim_step: at which step it was seen, -1 for none;
     claim_distance: how far it is, where nearer is better. ends: in a portfolio the image nearest to the goal of
-    those that earlier parts ended at; ends_missing: (N, 2) by how much the best of the parts with gradients and
-    the best of those without missed the goal there, inf for none.
+    those that earlier parts ended at; ends_missing: (N, 3) by how much the best of the parts of each kind in
+    `SOURCES` missed the goal there (gradient ascents, searches without gradients, and parts that began at the nearest
+    adversarial example), inf for none. nearest, nearest_distance: in a portfolio, the
+    nearest adversarial example that its minimum-norm parts found beyond eps, and its distance (N,), inf for none.
     """
+
+    SOURCES: ClassVar[tuple[str, ...]] = ("gradient", "search", "nearest")
 
     index: Tensor
     y: Tensor
@@ -76,6 +84,8 @@ class Entry:
     claim_distance: Tensor
     ends: Tensor | None = None
     ends_missing: Tensor | None = None
+    nearest: Tensor | None = None
+    nearest_distance: Tensor | None = None
 
     @property
     def any_class(self) -> bool:
@@ -112,8 +122,8 @@ class Engine:
     A minimal attack's samples take every step of every attempt; of what was seen at the goal the nearest is
     proved, and it is a success where it lies within the sample's eps. within=True lets a sample leave at the
     first that does, and keeps none that does not. max_queries: forward passes that a sample may cost, those of the
-    clean image and of the proof included; it leaves when another would be one too many. warm: the attack is told
-    where earlier parts of a portfolio ended. tag: sets the random streams of this engine's attack apart from those
+    clean image and of the proof included; it leaves when another would be one too many. warm: where the attack begins
+    in a portfolio (`Warm`). tag: sets the random streams of this engine's attack apart from those
     of another. learned: what the attack's `fit` returned.
     """
 
@@ -131,7 +141,7 @@ class Engine:
         stop_on_success: bool = True,
         max_queries: int | None = None,
         within: bool = False,
-        warm: bool = False,
+        warm: Warm = "",
         tag: str = "",
         learned: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -240,7 +250,7 @@ class Engine:
             step=torch.zeros_like(entry.y),
             stream=stream,
             attempt=entry.attempt,
-            ends=entry.ends if self.warm else None,
+            ends=self._warm_start(entry, x),
             learned=self.learned,
         )
         query = self._query(entry, batch)
@@ -251,6 +261,14 @@ class Engine:
         due = torch.full_like(entry.success, not self.attack.minimal)
         entry = self._settle(self._count(entry, query), batch, query, due)
         return Active(entry, batch, state)
+
+    def _warm_start(self, entry: Entry, x: Tensor) -> Tensor | None:
+        """Where a warm part begins, in the ball; None for one that begins at the clean images."""
+        if self.warm != "nearest":
+            return entry.ends if self.warm == "margin" else None
+        if entry.nearest is None:
+            return x
+        return self.threat.around(x, entry.eps).project(entry.nearest)
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -307,16 +325,26 @@ class Engine:
         return done, x
 
     def _within_eps(self, entry: Entry, ball: Ball) -> Entry:
-        """A minimal attack's samples with `success` as the threat has it; farther images go where nobody asked."""
-        success = entry.success & (ball.distance(entry.adversarial) <= entry.eps.double())
+        """A minimal attack's samples with `success` as the threat has it.
+
+        In a portfolio an image beyond eps is no result; it is kept as `Entry.nearest` for the parts that follow.
+        """
+        distance = ball.distance(entry.adversarial)
+        success = entry.success & (distance <= entry.eps.double())
         if not self.within:
             return replace(entry, success=success)
+        known = torch.full_like(distance, torch.inf) if entry.nearest_distance is None else entry.nearest_distance
+        nearer = entry.success & ~success & (distance < known)
         return replace(
             entry,
             success=success,
             adversarial=torch.where(per_row(success, ball.x), entry.adversarial, ball.x),
             adversarial_prediction=torch.where(success, entry.adversarial_prediction, entry.prediction),
             adversarial_margin=torch.where(success, entry.adversarial_margin, entry.margin),
+            nearest=torch.where(
+                per_row(nearer, ball.x), entry.adversarial, ball.x if entry.nearest is None else entry.nearest
+            ),
+            nearest_distance=torch.where(nearer, distance, known),
         )
 
     def _near_enough(self, entry: Entry, batch: Batch) -> Tensor:

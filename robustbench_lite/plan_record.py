@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
         options["parts"] = [
             {"name": part.attack.name, **_resolved(part.attack.resolve(threat), threat)}
             | ({"hope": part.hope} if part.hope < 1 else {})
-            | ({"warm": True} if part.warm else {})
+            | ({"max_distance": part.max_distance} if math.isfinite(part.max_distance) else {})
+            | ({"warm": part.warm} if part.warm else {})
             for part in parts
         ]
     return options

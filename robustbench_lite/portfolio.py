@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,53 +11,71 @@ import torch
 from torch import Tensor
 
 from .attack import Attack, Batch, State
-from .engine import Engine, Entry, Source, most_proofs
+from .engine import Engine, Entry, Source, Warm, most_proofs
 from .errors import UserError
 from .network import Network
 from .query import Query
 from .rows import concat, per_row, take, to_tensors
 from .threat import Threat
 
+_UNKNOWN = 2.0  # `Part.max_distance` from which samples enter of which no adversarial example is known
 _COHORT = 4096  # images at most that wait for the next part, twice in memory
 
 
 @dataclass(frozen=True)
 class Part:
-    """An attack of a portfolio, where it begins, and for whom it is worth its passes.
+    """An attack of a portfolio, where it begins, and which surviving samples it is run on.
 
-    warm: an attack that draws no start of its own begins where the parts before came nearest to the goal
-    (`Batch.origin`), not at the clean image.
-    hope: without a target, a sample whose margin no part before brought below this share of the clean image's is given
-    up before this part; 1 for none. Not given up is whoever came nearer to the goal without gradients than with
-    them: there the gradient misleads, and what it says of hope is not believed. A search without gradients that begins
-    anew is passed by where no search before it came within twice that share: there gradients do better. The rules know
-    one sample only, so that no verdict depends on another sample.
+    Rules read one sample only, so that no verdict depends on another sample. A sample that a rule leaves out of one
+    part may enter a later one. With a target, and before any part has told how near a sample came, all enter.
+
+    Args:
+        attack: The attack.
+        hope: The largest margin that enters, as a share of the clean image's margin: the smallest that earlier parts
+            of fixed eps reached; 1 for all. Two exceptions. Samples that parts without gradients brought nearer to the
+            goal than parts with gradients enter whatever their margin: there the gradient misleads. An attack without
+            gradients that begins at the clean image enters only where an earlier one came within twice that share.
+        max_distance: The largest distance that enters, in units of eps, of the nearest adversarial example that earlier
+            minimum-norm parts found; inf for all. With a finite one `hope` is not asked, and a part that begins anew
+            enters only where that example is nearer than ascents promise (`_promised`): elsewhere these do better.
+            Samples without such an example enter from 2 on.
+        warm: Where an attack that draws no start of its own begins (`engine.Warm`, `Batch.origin`).
     """
 
     attack: Attack
     hope: float = 1.0
-    warm: bool = False
+    max_distance: float = math.inf
+    warm: Warm = ""
 
     @staticmethod
     def of(part: Attack | Part) -> Part:
         """A part as it is; an attack as one that is for all."""
         return part if isinstance(part, Part) else Part(part)
 
-    def hopeful(self, entry: Entry) -> Tensor:
-        """Which samples are not given up before this part, (N,) bool."""
-        if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
-            return torch.ones_like(entry.attacked)
-        with_gradient, without = entry.ends_missing.unbind(1)
-        return _misled(entry) | (torch.minimum(with_gradient, without) <= self.hope * entry.margin)
+    @property
+    def for_all(self) -> bool:
+        """Whether every surviving sample enters."""
+        return self.hope >= 1 and math.isinf(self.max_distance)
 
-    def passed_by(self, entry: Entry) -> Tensor:
-        """Which samples this part is not for, (N,) bool; others that come later may be."""
-        if self.hope >= 1 or entry.ends_missing is None or entry.targets.shape[1]:
-            return torch.zeros_like(entry.attacked)
-        if self.attack.access == "gradient" or self.warm:
-            return torch.zeros_like(entry.attacked)
+    def enters(self, entry: Entry) -> Tensor:
+        """Which surviving samples this part is run on, (N,) bool."""
+        if self.for_all or entry.targets.shape[1]:
+            return torch.ones_like(entry.attacked)
+        if math.isfinite(self.max_distance):
+            if entry.nearest_distance is None:
+                return torch.zeros_like(entry.attacked)
+            near = entry.nearest_distance <= self.max_distance * entry.eps.double()
+            if self.warm:
+                return near
+            unknown = torch.isinf(entry.nearest_distance) & (self.max_distance >= _UNKNOWN)
+            return (near & (entry.nearest_distance < _promised(entry))) | unknown
+        if entry.ends_missing is None:
+            return torch.ones_like(entry.attacked)
         without = entry.ends_missing[:, 1]
-        return without.isfinite() & (without > 2 * self.hope * entry.margin) & ~_misled(entry)
+        near = entry.ends_missing.amin(1) <= self.hope * entry.margin
+        if self.attack.access != "gradient" and not self.warm:
+            near &= ~(without.isfinite() & (without > 2 * self.hope * entry.margin))
+        return near | _misled(entry)
 
 
 @dataclass(frozen=True)
@@ -109,9 +127,8 @@ class Portfolio(Attack):
         )
 
     def _for_all(self, threat: Threat) -> list[Attack]:
-        """The parts before the first that gives anybody up."""
-        parts = itertools.takewhile(lambda part: part.hope >= 1, map(Part.of, self.parts(threat)))
-        return [part.attack.resolve(threat) for part in parts]
+        """The parts that every surviving sample enters."""
+        return [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat)) if part.for_all]
 
     def _summed(self, threat: Threat, *, hopeless: bool) -> tuple[int, int] | None:
         if hopeless:
@@ -211,11 +228,8 @@ class Chain:
         goes = torch.full_like(entry.y, len(self.parts))
         # A ball of size 0 holds nothing but the image.
         standing = entry.attacked & ~entry.success & (entry.eps > 0) & ~self.engine.spent(entry.forwards)
-        for number, (part, _) in enumerate(self.parts[self.part + 1 :], self.part + 1):
-            standing = standing & part.hopeful(entry)
-            enters = standing & ~part.passed_by(entry)
-            goes = torch.where(enters, number, goes)
-            standing = standing & ~enters
+        for number in range(len(self.parts) - 1, self.part, -1):
+            goes = torch.where(standing & self.parts[number][0].enters(entry), number, goes)
         return goes
 
     @property
@@ -282,29 +296,38 @@ class _Slice:
         return self.source.images(index)
 
 
+def _promised(entry: Entry) -> Tensor:
+    """The distance at which gradient ascents would reach the goal, were the margin to fall on linearly, (N,)."""
+    if entry.ends_missing is None:
+        return torch.full_like(entry.margin, torch.inf)
+    fallen = (entry.margin - entry.ends_missing[:, 0]).clamp_min(0)
+    return entry.eps.double() * entry.margin / fallen
+
+
 def _misled(entry: Entry) -> Tensor:
     """Who came nearer to the goal without gradients than with them, (N,) bool."""
     assert entry.ends_missing is not None
-    with_gradient, without = entry.ends_missing.unbind(1)
+    with_gradient, without, _ = entry.ends_missing.unbind(1)
     return (without < with_gradient) & with_gradient.isfinite()
 
 
 def _bare(entry: Entry) -> Entry:
-    """What leaves the chain needs to know of ends no more."""
-    return replace(entry, ends=None, ends_missing=None)
+    """A sample that leaves the chain, without what only parts need to know."""
+    return replace(entry, ends=None, ends_missing=None, nearest=None, nearest_distance=None)
 
 
 def _with_ends(entry: Entry, part: Part) -> Entry:
     """With what this part ended at, where that is nearer to the goal; a minimal one looks elsewhere."""
     known = entry.ends_missing
     if known is None:
-        known = torch.full((len(entry.y), 2), torch.inf, dtype=torch.float64, device=entry.y.device)
+        known = torch.full((len(entry.y), len(Entry.SOURCES)), torch.inf, dtype=torch.float64, device=entry.y.device)
     ends = entry.adversarial if entry.ends is None else entry.ends
     if not part.attack.minimal:
         better = entry.missing < known.amin(1)
         ends = torch.where(per_row(better, ends), entry.adversarial, ends)
-        # Whoever began where a gradient had led is no witness against it.
-        column = 0 if part.warm or part.attack.access == "gradient" else 1
+        # A search that began where a gradient had led is no witness against it.
+        source = "gradient" if part.warm or part.attack.access == "gradient" else "search"
+        column = Entry.SOURCES.index("nearest" if part.warm == "nearest" else source)
         known = known.index_copy(
             1, torch.tensor([column], device=known.device), torch.minimum(known[:, column], entry.missing).unsqueeze(1)
         )

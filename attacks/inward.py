@@ -1,0 +1,174 @@
+"""Inward search: minimum-norm adversarial examples from distant adversarial starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_lite.attack import Attack, Batch, State
+from robustbench_lite.attacks.lengths import length
+from robustbench_lite.attacks.linear_models import difference
+from robustbench_lite.errors import UserError
+from robustbench_lite.hyperplane import to_hyperplane
+from robustbench_lite.losses import margin, reached
+from robustbench_lite.query import Query
+from robustbench_lite.rows import per_row, take
+from robustbench_lite.threat import Ball, Threat
+
+_SEEK = 6  # steps of ascent for an adversarial start, at most
+_RADIUS = {"linf": 0.3, "l2": 3.0, "l1": 30.0}
+
+
+@dataclass(frozen=True)
+class InwardState(State):
+    """State of the search.
+
+    `candidate` is the nearest adversarial example of this restart, or the clean image. iterate: (N, C, H, W), the next
+    image to be asked about. nearest: (N,) float64, the candidate's distance, inf for none. aim: (N,) int64, the class
+    of the adversarial start, -1 as long as none is found. inward: (N,) int64, steps taken since then.
+    """
+
+    iterate: Tensor
+    nearest: Tensor
+    aim: Tensor
+    inward: Tensor
+
+
+@dataclass(frozen=True)
+class Inward(Attack):
+    """Projections on the linearized boundary, from an adversarial image far away inward to the clean image.
+
+    Ascent from the clean image stalls where a network masks its gradients, as one trained for another threat does.
+    This attack starts outside: at random noise of norm `radius`, from which it ascends the margin until the image is
+    misclassified, for six steps at most. Then it takes the steps of FAB (Croce and Hein 2020, arXiv:1907.02044, equations 5 to 9) on the
+    boundary with the class found there: where the iterate is adversarial it is first drawn towards the clean image.
+
+    Args:
+        steps: gradient queries per restart, >= 1; one forward and one backward pass each.
+        restarts: random starts, >= 1; the nearest of all counts. Every second one begins twice as far away.
+        radius: norm of the first starts, in the norm of the threat, > 0; by default 0.3 (linf), 3 (l2), 30 (l1).
+        shrink: share of an adversarial perturbation that the first step inward keeps, in (0, 1); it grows to 0.95.
+        alpha_max: largest share of the clean image's own projection in the mixture, in [0, 1].
+        eta: how far beyond the boundary a projection goes, in shares of its length, >= 1.
+
+    Departures from FAB: the start; one gradient query per step, which also judges the iterate; the growing share; the
+    class is that of the start.
+    """
+
+    name: ClassVar[str] = "inward"
+    summary: ClassVar[str] = "minimum norm: from distant adversarial starts inward, by projections on linear boundaries"
+    source: ClassVar[str] = "own; projections of Croce and Hein 2020, arXiv:1907.02044"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    minimal: ClassVar[bool] = True
+
+    steps: int = 45
+    restarts: int = 3
+    radius: float | None = None
+    shrink: float = 0.7
+    alpha_max: float = 0.2
+    eta: float = 1.05
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.radius is not None and not self.radius > 0:
+            raise UserError(f"radius must be > 0, got {self.radius:g}")
+        if not 0 < self.shrink < 1:
+            raise UserError(f"shrink must be in (0, 1), got {self.shrink:g}")
+        if not 0 <= self.alpha_max <= 1:
+            raise UserError(f"alpha_max must be in [0, 1], got {self.alpha_max:g}")
+        if not self.eta >= 1:
+            raise UserError(f"eta must be >= 1, got {self.eta:g}")
+
+    @property
+    def length(self) -> int:
+        """Gradient queries of a restart."""
+        return self.steps
+
+    @property
+    def attempts(self) -> int:
+        """The restarts."""
+        return self.restarts
+
+    def calls(self, threat: Threat) -> tuple[int, int]:
+        """One gradient query per step."""
+        return self.steps * self.restarts, self.steps * self.restarts
+
+    def start(self, query: Query, batch: Batch) -> InwardState:
+        """Random noise in the distant ball."""
+        return InwardState(
+            candidate=batch.ball.x.clone(),
+            iterate=self._distant(batch).random(batch.stream),
+            nearest=torch.full_like(batch.ball.eps, torch.inf, dtype=torch.float64),
+            aim=torch.full_like(batch.y, -1),
+            inward=torch.zeros_like(batch.y),
+        )
+
+    def step(self, query: Query, batch: Batch, state: InwardState) -> InwardState:  # type: ignore[override]
+        """One gradient query: ascent until the iterate is adversarial, then a projection on the boundary."""
+        z = state.iterate
+        answer = query.gradient(z, gap, state.aim)
+        adversarial = reached(answer.logits, batch.y, batch.targets)
+        value = gap(answer.logits, batch.y, batch.targets, state.aim).double()
+        distance = batch.ball.distance(z)
+        nearer = adversarial & (distance < state.nearest)
+        found = (state.aim < 0) & (adversarial | (batch.step >= _SEEK))
+        other = answer.logits.scatter(1, batch.y.unsqueeze(1), -torch.inf).argmax(1)
+        state = replace(
+            state,
+            candidate=torch.where(per_row(nearer, z), z, state.candidate),
+            nearest=torch.where(nearer, distance, state.nearest),
+            aim=torch.where(found, other, state.aim),
+        )
+        seeking = state.aim < 0
+        moved = z.clone()
+        out, inside = seeking.nonzero()[:, 0], (~seeking).nonzero()[:, 0]
+        if len(out):
+            ball = take(self._distant(batch), out)
+            moved[out] = ball.ascend(z[out], answer.gradient[out].clone(), ball.eps / 2)
+        if len(inside):
+            share = self.shrink + (0.95 - self.shrink) * state.inward[inside].double() / self.steps
+            share = torch.where(adversarial[inside], share, 1.0).float()
+            linear = value[inside], answer.gradient[inside]
+            moved[inside] = self._inward(take(batch.ball, inside), z[inside], share, *linear)
+        return replace(state, iterate=moved, inward=torch.where(seeking, state.inward, state.inward + 1))
+
+    def _inward(self, ball: Ball, z: Tensor, share: Tensor, value: Tensor, normal: Tensor) -> Tensor:
+        """The iterate drawn to the clean image by `share`, then projected as FAB does."""
+        x, slope = ball.x, normal.double()
+        now = torch.lerp(x, z, per_row(share, z))
+        ahead = value + (slope * (now.double() - z.double())).flatten(1).sum(1)
+        clean = value + (slope * (x.double() - z.double())).flatten(1).sum(1)
+        change = to_hyperplane(
+            ball.norm,
+            torch.cat([now, x]),
+            torch.cat([normal, normal]),
+            -torch.cat([ahead, clean]),
+            low=ball.low,
+            high=ball.high,
+        )
+        here, there = torch.split(length(change, ball.norm).clamp_min(1e-8), len(z))
+        alpha = per_row((here / (here + there)).clamp_max(self.alpha_max).float(), x)
+        mine, its = torch.split(change.mul_(self.eta), len(z))
+        return ((now + mine) * (1 - alpha) + (x + its) * alpha).clamp_(ball.low, ball.high)
+
+    def _distant(self, batch: Batch) -> Ball:
+        """The ball of the starts around each clean image."""
+        ball = batch.ball
+        radius = _RADIUS[ball.norm] if self.radius is None else self.radius
+        eps = torch.where(batch.attempt % 2 == 0, radius, 2 * radius).to(ball.eps)
+        if ball.norm == "linf":
+            eps = eps.clamp_max(ball.high - ball.low)
+        return type(ball)(ball.x, eps, ball.low, ball.high)
+
+
+def gap(logits: Tensor, y: Tensor, targets: Tensor | None, aim: Tensor) -> Tensor:
+    """How far an image is beyond the boundary, (N,): with the class `aim`, or without one (-1) the margin."""
+    whole = margin(logits, y, targets)
+    if targets is not None:
+        return whole
+    return torch.where(aim < 0, whole, difference(logits, y, None, aim.clamp_min(0)))

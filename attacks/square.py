@@ -14,21 +14,30 @@ from robustbench_lite.errors import UserError
 from robustbench_lite.losses import get_loss
 from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
+from robustbench_lite.streams import Stream
 from robustbench_lite.threat import Ball, L1Ball, LinfBall, Threat
 
 # Of 10,000 queries: where the share of changed pixels is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_AHEAD = 32  # proposals of a sample that are drawn at once: one at a time, drawing takes as long as a small network
 
 
 @dataclass(frozen=True)
 class SquareState(State):
-    """`loss`: (N,), at the candidate, which is the best image so far; `seen`: (N,), what it was when progress was
-    last looked at, and `rate`: (N,), by how much it rose a step before that.
+    """What the search remembers of each sample.
+
+    loss: (N,), at the candidate, which is the best image so far. seen: (N,), the loss when progress was last measured,
+    and rate: (N,), how fast it rose a step before that. spare: (N, 1) float64, of l2 and l1: what the candidate leaves
+    of the ball's budget (in l2 of its square), for each channel; below 0 where rounding could use up the rest.
+    plan: (N, K, P, F) int64, the random choices of the K steps from `planned`, (N,), on; see `Square._plan`.
     """
 
     loss: Tensor
     seen: Tensor
     rate: Tensor
+    spare: Tensor
+    planned: Tensor
+    plan: Tensor
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Square(Attack):
     square, one sign a channel. One that would change nothing is repainted with all signs turned.
     l2 (algorithm 3): the first image is tiled with bumps; a step empties one square and puts what it held, and
     what clipping had left over, into another, as what was there plus a bump. A step is kept where the loss grows.
-    l1 (Croce and Hein 2021, arXiv:2103.01208): as in l2, with lengths in l1, and with the exact projection on ball and
-    box.
+    l1 (Croce and Hein 2021, arXiv:2103.01208): as in l2, with lengths in l1.
+    Every image asked about is in the ball and in the valid range exactly.
     Departures: each sample has a square of its own, where the authors' code draws one for a whole batch, so that
     its verdict hangs on the batch; signs are turned where that code draws them again until the square changes
     something, which with one channel is the same; the schedule is scaled to the steps whatever their number.
@@ -105,7 +114,9 @@ class Square(Attack):
         else:
             x = _stripes(batch) if isinstance(batch.ball, LinfBall) else _tiles(batch)
         loss = self._loss(query, batch, x)
-        return SquareState(x, loss, loss.clone(), torch.full_like(loss, torch.inf))
+        rate = torch.full_like(loss, torch.inf)
+        plan = self._plan(batch.stream, batch.step, batch.ball)
+        return SquareState(x, loss, loss.clone(), rate, _spare(batch.ball, x), batch.step.clone(), plan)
 
     def finished(self, batch: Batch, state: SquareState) -> Tensor | None:  # type: ignore[override]
         """Who shows too little progress to arrive."""
@@ -124,27 +135,33 @@ class Square(Attack):
 
     def step(self, query: Query, batch: Batch, state: SquareState) -> SquareState:  # type: ignore[override]
         """One square changed, and kept where that raises the loss; of several proposals the best."""
-        best, several = state.candidate, self.proposals > 1
-        linf = isinstance(batch.ball, LinfBall)
-        rows = torch.arange(len(best), device=best.device).repeat_interleave(self.proposals)
-        numbers = (2 if linf else 5) + best.shape[1]
-        drawn = batch.stream.uniform((self.proposals, numbers), draw=batch.step).flatten(0, 1)
-        if linf:
-            x = self._repainted(batch, rows, drawn, best)
-        elif several:
-            x = self._refilled(take(batch.ball, rows), drawn, batch.step[rows], best[rows])
-        else:
-            x = self._refilled(batch.ball, drawn, batch.step, best)
-        loss = self._loss(query, batch, x, rows if several else None)
-        loss, which = loss.reshape(-1, self.proposals).max(1)
-        better = loss > state.loss
-        # Few are: a choice over all images takes as long as a small network.
-        won = better.nonzero()[:, 0]
-        if len(won):
-            best = best.index_copy(0, won, x.index_select(0, won * self.proposals + which[won]))
-        loss, look = torch.where(better, loss, state.loss), self._looks(batch.step + 1)
-        rate = torch.where(look, (loss - state.seen) / self._window, state.rate)
-        return SquareState(best, loss, torch.where(look, loss, state.seen), rate)
+        best, ball, several = state.candidate, batch.ball, self.proposals > 1
+        planned, plan, choices = self._choices(batch, state)
+        halved, spare, rows = _times_halved(self.steps, best.device).index_select(0, batch.step), state.spare, None
+        x = best.clone()
+        if several:
+            rows = torch.arange(len(best), device=best.device).repeat_interleave(self.proposals)
+            x, ball, spare, halved = best.index_select(0, rows), take(ball, rows), spare[rows], halved[rows]
+        self._change(x, ball, choices, spare, halved)
+        loss = self._loss(query, batch, x, rows)
+        first = None
+        if several:
+            loss, which = loss.reshape(-1, self.proposals).max(1)
+            first = torch.arange(0, len(x), self.proposals, device=x.device) + which
+        # Few are better: a choice over all images takes as long as a small network.
+        won = (loss > state.loss).nonzero().squeeze(1)
+        spare = state.spare
+        if won.numel():
+            kept = x.index_select(0, won if first is None else first.index_select(0, won))
+            best = best.index_copy(0, won, kept)
+            if not isinstance(batch.ball, LinfBall):
+                spare = spare.index_copy(0, won, _spare(take(batch.ball, won), kept))
+        loss, seen, rate = torch.maximum(loss, state.loss), state.seen, state.rate
+        if self.patience is not None:
+            look = self._looks(batch.step + 1)
+            rate = torch.where(look, (loss - seen) / self._window, rate)
+            seen = torch.where(look, loss, seen)
+        return SquareState(best, loss, seen, rate, spare, planned, plan)
 
     def _loss(self, query: Query, batch: Batch, x: Tensor, rows: Tensor | None = None) -> Tensor:
         loss = get_loss(self.loss or ("margin" if batch.targets is None else "ce"))
@@ -153,62 +170,140 @@ class Square(Attack):
             return loss(logits, batch.y, batch.targets)
         return loss(logits, batch.y[rows], None if batch.targets is None else batch.targets[rows])
 
-    def _side(self, step: Tensor, height: int, width: int) -> Tensor:
-        """The side of each sample's square in pixels, (N,) int64."""
-        sides = _sides(self.share, height, width, step.device)
-        return sides[_times_halved(self.steps, step.device)[step]]
+    def _plan(self, stream: Stream, step: Tensor, ball: Ball) -> Tensor:
+        """The random choices of each sample in the steps from `step` on, (N, K, P, F) int64, P proposals each.
 
-    def _repainted(self, batch: Batch, rows: Tensor, drawn: Tensor, best: Tensor) -> Tensor:
-        """Algorithm 2: the best images at `rows` with a square at the ball's upper or lower bound in each channel.
-
-        Nothing but the squares is looked at: with whole images a step takes as long as a small network.
+        In linf: the pixel at which the square begins in its plane, then the sign of each channel, 1 or -1. In l2 and
+        l1: where the filled square begins, where the emptied one, 0 for an upright bump and 1 for a lying one, signs.
         """
-        assert isinstance(batch.ball, LinfBall)
-        _, channels, height, width = best.shape
-        place = _square(drawn, self._side(batch.step, height, width)[rows], height, width)
-        planes = torch.arange(best.numel() // (height * width), device=rows.device).reshape(-1, channels, 1)
-        index = planes[rows] * (height * width) + place.unsqueeze(1)
-        lower, upper, now = (
-            image.flatten().index_select(0, index.flatten()).reshape(index.shape)
-            for image in (batch.ball.lower, batch.ball.upper, best)
-        )
-        up = drawn[:, 2:].unsqueeze(2) < 0.5
-        colour = _either(up, upper, lower)
-        same = (colour == now).flatten(1).all(1)
-        if same.any():
-            colour = _either(up ^ per_row(same, up), upper, lower)
-        x = best.index_select(0, rows)
-        x.flatten(2).scatter_(2, place.unsqueeze(1).expand(index.shape), colour)
-        return x
+        channels, height, width = ball.x.shape[1:]
+        ahead = torch.arange(max(1, min(self.steps, _AHEAD // self.proposals)), device=step.device)
+        steps = step.unsqueeze(1) + ahead
+        linf = isinstance(ball, LinfBall)
+        numbers = (2 if linf else 5) + channels
+        streams = Stream(stream.keys.repeat_interleave(len(ahead)))
+        drawn = streams.uniform((self.proposals, numbers), draw=steps.flatten()).reshape(*steps.shape, -1, numbers)
+        halved = _times_halved(self.steps, step.device)[steps.clamp_max(self.steps - 1)]
+        sides = torch.tensor(_sides(self.share, height, width, bumps=not linf), device=step.device)[halved]
 
-    def _refilled(self, ball: Ball, drawn: Tensor, step: Tensor, best: Tensor) -> Tensor:
-        """Algorithm 3: one square emptied into another, with what is left of the ball's budget."""
-        channels, height, width = best.shape[1:]
-        halved = _times_halved(self.steps, best.device)[step]
-        side = _odd_sides(self.share, height, width, best.device)[halved]
-        rows, columns = _place(drawn[:, 0], side, height), _place(drawn[:, 1], side, width)
-        filled = _window(rows, columns, side)
-        emptied = _window(_place(drawn[:, 2], side, height), _place(drawn[:, 3], side, width), side)
-        delta = best - ball.x
-        # In l2 budgets add up as squares, in l1 as they are.
-        l1 = isinstance(ball, L1Ball)
-        spent = delta.abs() if l1 else delta.square()
-        held = _sums(spent * (filled | emptied))
-        budget = ball.eps.double() if l1 else ball.eps.double().square()
-        spare = (budget - _sums(spent).sum(1)).clamp_min(0).unsqueeze(1)
-        # What was there and a bump, each of length 1, together as long as what is to be had.
-        there = torch.where(filled, delta, 0)
-        there *= _inverse(_sums(spent * filled), l1)
-        bumps = _bumps(self.share, height, width, best.device)
-        bump = _at(bumps, 2 * halved + (drawn[:, 4] < 0.5), rows, columns).unsqueeze(1)
-        if l1:
-            bump = bump * _inverse(_sums(bump.abs()), l1)
-        there.addcmul_(bump, (drawn[:, 5:, None, None] < 0.5).to(best.dtype).mul_(2).sub_(1))
-        had = held + spare / channels
-        length = (had if l1 else had.sqrt()).float()[:, :, None, None]
-        there *= length * _inverse(_sums(there.abs() if l1 else there.square()), l1)
-        moved = torch.where(filled, there.add_(ball.x), torch.where(emptied, ball.x, best))
-        return ball.project(moved) if l1 else moved.clamp_(ball.low, ball.high)
+        def corner(number: int) -> Tensor:
+            down, across = (
+                torch.floor(drawn[..., number + axis].double() * (length - sides + 1).unsqueeze(2)).long()
+                for axis, length in enumerate((height, width))
+            )
+            return (down * width + across).unsqueeze(3)
+
+        signs = torch.where(drawn[..., -channels:] < 0.5, 1, -1)
+        if linf:
+            return torch.cat([corner(0), signs], 3)
+        return torch.cat([corner(0), corner(2), (drawn[..., 4:5] < 0.5).long(), signs], 3)
+
+    def _choices(self, batch: Batch, state: SquareState) -> tuple[Tensor, Tensor, Tensor]:
+        """The plan, made anew for whoever is past its end, and its choices for this step, (N * P, F)."""
+        planned, plan, length = state.planned, state.plan, state.plan.shape[1]
+        ahead = batch.step - planned
+        if int(ahead.max()) >= length:
+            due = (ahead >= length).nonzero().squeeze(1)
+            step = batch.step.index_select(0, due)
+            planned = planned.index_copy(0, due, step)
+            plan = plan.index_copy(0, due, self._plan(take(batch.stream, due), step, batch.ball))
+            ahead = batch.step - planned
+        rows = torch.arange(0, len(ahead) * length, length, device=ahead.device) + ahead
+        return planned, plan, plan.flatten(0, 1).index_select(0, rows).flatten(0, 1)
+
+    def _change(self, x: Tensor, ball: Ball, choices: Tensor, spare: Tensor, halved: Tensor) -> None:
+        """Write each proposal into x, which holds the best images; those with squares of one size at a time."""
+        least, most = (int(end) for end in torch.aminmax(halved))
+        if least == most:
+            self._change_alike(x, ball, choices, spare, least)
+            return
+        for times in torch.unique(halved).tolist():
+            rows = (halved == times).nonzero().squeeze(1)
+            some = x.index_select(0, rows)
+            self._change_alike(some, take(ball, rows), choices.index_select(0, rows), spare[rows], times)
+            x.index_copy_(0, rows, some)
+
+    def _change_alike(self, x: Tensor, ball: Ball, choices: Tensor, spare: Tensor, times: int) -> None:
+        """The same where the share was halved so many `times` for all.
+
+        Nothing but the squares is read or written: with whole images a step takes as long as a small network.
+        """
+        _, channels, height, width = x.shape
+        linf = isinstance(ball, LinfBall)
+        side = _sides(self.share, height, width, bumps=not linf)[times]
+        corners = choices[:, : 1 if linf else 2].unsqueeze(2)
+        place = (corners + _offsets(side, width, x.device)).flatten(1).unsqueeze(1).expand(-1, channels, -1)
+        signs, images, clean = choices[:, -channels:].unsqueeze(2), x.flatten(2), ball.x.flatten(2)
+        if isinstance(ball, LinfBall):
+            _repaint(images, clean, ball, place, signs)
+            return
+        bumps = _bumps(side, isinstance(ball, L1Ball), x.device).index_select(0, choices[:, 2])
+        _refill(images, clean, ball, place, signs * bumps.unsqueeze(1), spare)
+
+
+def _repaint(images: Tensor, clean: Tensor, ball: LinfBall, place: Tensor, signs: Tensor) -> None:
+    """Algorithm 2: the squares at the ball's upper or lower bound in each channel; all (N, C, pixels)."""
+    reach = signs * ball.reach.flatten(2)
+    was = clean.gather(2, place)
+    colour = (was + reach).clamp_(ball.low, ball.high)
+    same = (colour == images.gather(2, place)).flatten(1).all(1)
+    reach = torch.where(per_row(same, reach), -reach, reach)
+    images.scatter_(2, place, (was + reach).clamp_(ball.low, ball.high))
+
+
+def _refill(images: Tensor, clean: Tensor, ball: Ball, place: Tensor, bumps: Tensor, spare: Tensor) -> None:
+    """Algorithm 3: one square emptied into another, with what is left of the ball's budget; all (N, C, pixels).
+
+    place: the pixels of the square to fill, then of the one to empty.
+    """
+    l1 = isinstance(ball, L1Ball)
+    filled, emptied = place.chunk(2, 2)
+    was, empty = clean.gather(2, place).chunk(2, 2)
+    delta = images.gather(2, place)
+    there, moved = delta.chunk(2, 2)
+    there.sub_(was)
+    held = _size(moved - empty, l1)
+    images.scatter_(2, emptied, empty)
+    # Where the two overlap, what was there is counted once.
+    held += _size(images.gather(2, filled) - was, l1)
+    # What was there and a bump, each of length 1, together as long as what is to be had. In l2 budgets add up as
+    # squares, in l1 as they are.
+    there.mul_(_inverse(_size(there, l1), l1)).add_(bumps)
+    had = (held + spare).clamp_min_(0)
+    length = (had if l1 else had.sqrt_()).float().unsqueeze(2)
+    there.mul_(length * _inverse(_size(there, l1), l1, _SHORTER)).add_(was)
+    images.scatter_(2, filled, there.clamp_(ball.low, ball.high))
+
+
+def _size(delta: Tensor, l1: bool) -> Tensor:
+    """The sum of sizes, or in l2 of squares, of each channel of (N, C, pixels), (N, C) float64.
+
+    In float32 its last bits would depend on the batch size.
+    """
+    return (delta.abs() if l1 else delta.square()).sum(2, dtype=torch.float64)
+
+
+def _inverse(size: Tensor, l1: bool, more: float = 1e-10) -> Tensor:
+    """One over each channel's length, of its size (N, C), as (N, C, 1); where that is 0 something finite."""
+    return ((size if l1 else size.sqrt()) + more).reciprocal_().float().unsqueeze(2)
+
+
+# Added to a length of about 1 that is divided by: the result is shorter than wanted by more than factors are rounded.
+_SHORTER = 2e-6
+
+
+def _spare(ball: Ball, x: Tensor) -> Tensor:
+    """What images x leave of the budget, a channel's share, (N, 1) float64: 0 in linf.
+
+    Short of eps by more than rounding the pixels of one step can add, so that no proposal leaves the ball.
+    """
+    if isinstance(ball, LinfBall):
+        return torch.zeros((len(x), 1), dtype=torch.float64, device=x.device)
+    l1, (channels, *_), count = isinstance(ball, L1Ball), x.shape[1:], x.shape[1:].numel()
+    slack = 2.0**-25 * max(abs(ball.low), abs(ball.high)) * (1 + channels) * (count if l1 else count**0.5)
+    reach = (ball.eps.double() * (1 - 1e-6) - slack).clamp_min(0)
+    size = _size(x.flatten(2) - ball.x.flatten(2), l1).sum(1)
+    return (((reach if l1 else reach.square()) - size) / channels).unsqueeze(1)
 
 
 def _stripes(batch: Batch) -> Tensor:
@@ -243,34 +338,34 @@ def _times_halved(steps: int, device: torch.device) -> Tensor:
     return torch.searchsorted(torch.tensor(_HALVED), step).to(device)
 
 
-def _sides_of(share: float, height: int, width: int) -> list[int]:
+@functools.lru_cache(maxsize=16)
+def _sides(share: float, height: int, width: int, *, bumps: bool) -> list[int]:
+    """The side of a square in pixels by how often the share was halved, 10 of them.
+
+    bumps: of squares that need a middle: odd and at least 3, where the image is as large.
+    """
     wanted = [round((share * 0.5**times * height * width) ** 0.5) for times in range(len(_HALVED) + 1)]
-    return [min(max(1, side), max(1, min(height, width) - 1)) for side in wanted]
+    most = max(1, min(height, width) - 1)
+    sides = [min(max(1, side), most) for side in wanted]
+    if not bumps:
+        return sides
+    return [min(max(side, 3) // 2 * 2 + 1, max(1, most // 2 * 2 - 1)) for side in sides]
 
 
-@functools.lru_cache(maxsize=16)
-def _sides(share: float, height: int, width: int, device: torch.device) -> Tensor:
-    """The side of a square in pixels by how often the share was halved, (10,) int64."""
-    return torch.tensor(_sides_of(share, height, width), device=device)
+@functools.lru_cache(maxsize=64)
+def _offsets(side: int, width: int, device: torch.device) -> Tensor:
+    """Where the pixels of a square are in its plane, counted from its first, (side * side,) int64."""
+    along = torch.arange(side, device=device)
+    return (along.unsqueeze(1) * width + along).flatten()
 
 
-@functools.lru_cache(maxsize=16)
-def _odd_sides(share: float, height: int, width: int, device: torch.device) -> Tensor:
-    """The same for bumps, which need a middle: odd and at least 3, where the image is as large."""
-    sides = [max(side, 3) // 2 * 2 + 1 for side in _sides_of(share, height, width)]
-    largest = max(1, (min(height, width) - 1)) // 2 * 2 - 1
-    return torch.tensor([min(side, max(1, largest)) for side in sides], device=device)
-
-
-@functools.lru_cache(maxsize=16)
-def _bumps(share: float, height: int, width: int, device: torch.device) -> Tensor:
-    """Bumps of these sides, upright and lying by turns, with zeros around, (20, S + 1, S + 1)."""
-    sides: list[int] = _odd_sides(share, height, width, device).tolist()
-    bumps = torch.zeros(2 * len(sides), max(sides) + 1, max(sides) + 1)
-    for i, side in enumerate(sides):
-        upright = torch.tensor(_bump(side))
-        bumps[2 * i, :side, :side] = upright
-        bumps[2 * i + 1, :side, :side] = upright.T
+@functools.lru_cache(maxsize=64)
+def _bumps(side: int, l1: bool, device: torch.device) -> Tensor:
+    """The bump of this side, upright and lying, of length 1 in l2 or l1, (2, side * side)."""
+    upright = torch.tensor(_bump(side))
+    bumps = torch.stack([upright, upright.T]).flatten(1)
+    if l1:
+        bumps = bumps / bumps.abs().sum(1, keepdim=True, dtype=torch.float64).float()
     return bumps.to(device)
 
 
@@ -292,54 +387,3 @@ def _hill(height: int, width: int) -> Tensor:
     heights = 1.0 / torch.arange(1, max(height, width) // 2 + 2).double().square()
     hill = heights.flip(0).cumsum(0).flip(0)[ring]
     return hill / hill.square().sum().sqrt()
-
-
-def _place(drawn: Tensor, side: Tensor, length: int) -> Tensor:
-    """Where `length` places are, counted from a first one that `drawn` in [0, 1) picks, (N, length) int64."""
-    first = torch.floor(drawn.double() * (length - side + 1)).long().unsqueeze(1)
-    return torch.arange(length, device=drawn.device) - first
-
-
-def _square(drawn: Tensor, side: Tensor, height: int, width: int) -> Tensor:
-    """Where in an image's plane the square is whose corner `drawn` (N, 2 or more) picks, (N, P) int64.
-
-    P is the number of pixels of the largest; of a smaller square some come several times.
-    """
-    along = torch.arange(int(side.max()), device=side.device).minimum((side - 1).unsqueeze(1))
-    down, across = (
-        torch.floor(drawn[:, axis].double() * (length - side + 1)).long().unsqueeze(1) + along
-        for axis, length in enumerate((height, width))
-    )
-    return ((down * width).unsqueeze(2) + across.unsqueeze(1)).flatten(1)
-
-
-def _either(first: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """One where `first`, else the other, of finite numbers: as products many times as fast as by `where`."""
-    weight = first.to(one.dtype)
-    return (one * weight).addcmul_(other, 1 - weight)
-
-
-def _window(rows: Tensor, columns: Tensor, side: Tensor) -> Tensor:
-    """The square at these places, (N, 1, H, W) bool."""
-    side = side.unsqueeze(1)
-    down, across = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
-    return (down.unsqueeze(2) & across.unsqueeze(1)).unsqueeze(1)
-
-
-def _at(bumps: Tensor, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """One of the bumps for each sample, its first pixel where rows and columns are 0, (N, H, W)."""
-    size = bumps.shape[1]
-    down, across = (torch.where((place < 0) | (place >= size), size - 1, place) for place in (rows, columns))
-    start = which * (size * size)
-    found: Tensor = bumps.take((start.unsqueeze(1) + down * size).unsqueeze(2) + across.unsqueeze(1))
-    return found
-
-
-def _sums(squares: Tensor) -> Tensor:
-    """The sum of each channel, (N, C) float64: in float32 its last bits would hang on the batch size."""
-    return squares.flatten(2).sum(2, dtype=torch.float64)
-
-
-def _inverse(total: Tensor, l1: bool) -> Tensor:
-    """One over each channel's length, of its sum of sizes or of squares; where that is 0 something finite."""
-    return (1.0 / ((total if l1 else total.sqrt()) + 1e-10)).float()[:, :, None, None]

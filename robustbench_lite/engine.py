@@ -15,7 +15,7 @@ from .losses import margin
 from .network import Network, Noise
 from .query import Query
 from .registry import guard
-from .rows import concat, from_tensors, per_row, put, take, to_tensors
+from .rows import concat, from_tensors, per_row, put, take, to_tensors, with_fields
 from .streams import Stream, content_hashes, hash_rows
 from .targets import order_targets
 from .threat import Ball, Threat
@@ -281,13 +281,14 @@ class Engine:
             if self.attack.length:
                 state = self.attack.step(query, batch, state)
                 self._check(state, batch)
-                batch = replace(batch, step=batch.step + 1)
+                batch = with_fields(batch, step=batch.step + 1)
             early = self.attack.finished(batch, state)
         over = batch.step >= self.attack.length
         if early is not None:
             over = over | early
         spent = self.spent(query.forwards)
-        over = over | spent
+        if self.max_queries is not None:
+            over = over | spent
         entry = self._settle(self._count(entry, query), batch, query, over)
         if not (over | entry.success).any():
             self.active = Active(entry, batch, state)
@@ -462,7 +463,7 @@ class Engine:
     # -- small parts ----------------------------------------------------------------------------
 
     def _query(self, entry: Entry, batch: Batch) -> Query:
-        low = torch.zeros_like(entry.success)
+        low = None
         if self.network.low_model is not None:
             low = batch.step < int(_LOW_SHARE * self.attack.length)
         return Query(
@@ -481,7 +482,7 @@ class Engine:
 
     @staticmethod
     def _count(entry: Entry, query: Query) -> Entry:
-        return replace(entry, forwards=query.forwards, backwards=entry.backwards + query.backwards)
+        return with_fields(entry, forwards=query.forwards, backwards=entry.backwards + query.backwards)
 
     def _blame(self, batch: Batch) -> _Blame:
         return _Blame(f"attack {self.attack.name}", batch)

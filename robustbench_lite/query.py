@@ -37,6 +37,7 @@ class Query:
     the engine proves or drops. With `nearest`, (N,) float64, only an image nearer than that is one, and of
     several the nearest. `rows` picks samples of the batch, (M,) int64, repeats allowed; without it the images are one
     for each sample in order. Answers carry no autograd graph.
+    low: (N,) bool, the samples that search in lower precision; None: none does.
     max_queries: forward passes that a sample has, those of before among them. What is asked beyond is not put to the
     network: it is answered without a gradient, and as one that is sure of the label.
     Raises AccessError where the attack asks for more than it declared.
@@ -51,7 +52,7 @@ class Query:
         asker: str,
         noise: Stream,
         forwards: Tensor,
-        low: Tensor,
+        low: Tensor | None,
         any_class: bool = False,
         proved: Tensor | None = None,
         nearest: Tensor | None = None,
@@ -68,8 +69,8 @@ class Query:
         self._watching = watch
         self._nearest = None if nearest is None else nearest.clone()
         self._max_queries = max_queries
-        self._any_low = bool(low.any())
-        self._all_low = self._any_low and bool(low.all())
+        self._any_low = low is not None and bool(low.any())
+        self._all_low = low is not None and self._any_low and bool(low.all())
         self.forwards = forwards.clone()
         self.backwards = torch.zeros_like(forwards)
         # A sample that has its proof needs no other.
@@ -119,8 +120,7 @@ class Query:
         The first of each sample, or with `nearest` the last, which is the nearest.
         """
         if not self._claims:
-            empty = torch.empty(0, dtype=torch.int64, device=self._claimed.device)
-            return empty, self._batch.ball.x[empty]
+            return torch.empty(0, dtype=torch.int64, device=self._claimed.device), self._batch.ball.x[:0]
         if len(self._claims) == 1:
             return self._claims[0]
         rows, images = torch.cat([rows for rows, _ in self._claims]), torch.cat([x for _, x in self._claims])
@@ -157,13 +157,14 @@ class Query:
         self, ask: Callable[..., list[Tensor]], x: Tensor, rows: Tensor | None, *per_row: Tensor | None
     ) -> list[Tensor]:
         """Ask in one piece, or in two where some samples search in lower precision and some do not."""
-        low = self._low if rows is None else self._low[rows]
         draws = self._draws(rows)
         noise = Noise(Stream(self._noise.keys if rows is None else self._noise.keys[rows]), draws)
         self._count(self.forwards, rows)
         refused = self._refused(draws, rows)
         if refused is None and (not self._any_low or self._all_low):
             return ask(x, noise, self._any_low, *per_row)
+        low = torch.zeros_like(self._claimed) if self._low is None else self._low
+        low = low if rows is None else low[rows]
         asked = torch.ones_like(low) if refused is None else ~refused
         outputs: list[Tensor] = []
         for which in (True, False):

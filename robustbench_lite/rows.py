@@ -33,6 +33,13 @@ def _map(first: Any, others: Sequence[Any], what: Any) -> Any:
     return first
 
 
+def with_fields(rows: R, **changes: Any) -> R:
+    """A copy of a dataclass with some fields replaced, without `__init__`: several times as fast as `replace`."""
+    new = object.__new__(type(rows))
+    new.__dict__.update(rows.__dict__, **changes)
+    return new
+
+
 def take(rows: R, index: Tensor) -> R:
     """The rows at `index` (int64 or boolean), of a tensor or of every tensor inside a dataclass."""
     # index_select copies whole rows: several times as fast as indexing.

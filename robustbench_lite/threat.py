@@ -96,10 +96,16 @@ class LinfBall(Ball):
     upper: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
-        # The bounds lie inside by the rounding error, so what is clamped to them is in the ball exactly.
-        reach = per_row((self.eps - self._rounding).clamp_min(0), self.x)
-        object.__setattr__(self, "lower", (self.x - reach).clamp_min(self.low))
-        object.__setattr__(self, "upper", (self.x + reach).clamp_max(self.high))
+        object.__setattr__(self, "lower", (self.x - self.reach).clamp_min(self.low))
+        object.__setattr__(self, "upper", (self.x + self.reach).clamp_max(self.high))
+
+    @property
+    def reach(self) -> Tensor:
+        """How far the bounds lie from x, (N, 1, 1, 1), before they are cut to the box.
+
+        Short of eps by the rounding error, so what is clamped to them is in the ball exactly.
+        """
+        return per_row((self.eps - self._rounding).clamp_min(0), self.x)
 
     def project(self, candidate: Tensor) -> Tensor:
         """Clamp to the bounds: the nearest point of the ball and the box in every norm."""

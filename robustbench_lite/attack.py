@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 
+from .errors import UserError
 from .query import Query
+from .rows import copied
 from .streams import Stream
 from .threat import Ball, Threat
 
@@ -40,6 +43,10 @@ class Batch:
     def origin(self) -> Tensor:
         """Where an attack begins that draws no start of its own: where others ended, else the image; in the ball."""
         return self.ball.x if self.ends is None else self.ends
+
+    def handed(self) -> Batch:
+        """A copy to be handed to an attack, which may write into what it is given without reaching the original."""
+        return replace(copied(self), learned=copied(dict(self.learned)))
 
 
 @dataclass(frozen=True)
@@ -150,3 +157,14 @@ class Attack:
     def finished(self, batch: Batch, state: State) -> Tensor | None:
         """Which samples need no more steps, (N,) bool; None: all take `length` steps."""
         return None
+
+
+def ball_of(attack: Attack, threat: Threat, x: Tensor, eps: Tensor | None = None) -> Ball:
+    """The ball that an attack asks for around images x (N, C, H, W), in memory that the attack does not hold.
+
+    Raises UserError where it is a ball around other images.
+    """
+    ball = copied(attack.ball(threat, x.clone(), None if eps is None else eps.clone()))
+    if not torch.equal(ball.x, x):
+        raise UserError(f"attack {attack.name}: ball: expected the ball around the images as given, got other images")
+    return ball

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, Batch
+from .attack import Attack, Batch, ball_of
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .perturbation import make_attack
 from .query import Query
@@ -74,7 +74,7 @@ def _candidate(network: Network, attack: Attack, stream: Stream, x: Tensor, y: T
     """The image of one attempt, with the random numbers that the engine would give it."""
     attempt, zero = torch.full_like(y, number), torch.zeros_like(y)
     own = stream.child(f"attack {attack.name}").child(attempt)
-    batch = Batch(attack.ball(Threat("linf", 1.0), x), y, None, zero, own, attempt)
+    batch = Batch(ball_of(attack, Threat("linf", 1.0), x), y, None, zero, own, attempt)
     asker = f"attack {attack.name}"
     query = Query(
         network,
@@ -86,7 +86,7 @@ def _candidate(network: Network, attack: Attack, stream: Stream, x: Tensor, y: T
         low=torch.zeros_like(y, dtype=torch.bool),
         watch=False,
     )
-    return batch.ball.project(attack.start(query, batch).candidate)
+    return batch.ball.project(attack.start(query, batch.handed()).candidate)
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .data import balanced_subset
 from .errors import RblError, UserError
+from .foreign import lend
 from .network import frozen, seed_torch
 from .registry import guard
 from .streams import replaying
@@ -148,14 +149,14 @@ class Defended(nn.Module):
 def see_through(defense: InferenceDefense, x: Tensor) -> Tensor:
     """`defense.transform(x)`, with the gradient of its surrogate where it is not differentiable."""
     if defense.differentiable:
-        return defense.transform(x)
+        return defense.transform(x.clone())
     with replaying() as again:
         with torch.no_grad():
-            seen = defense.transform(x)
+            seen = defense.transform(x.clone())
         if not (x.requires_grad and torch.is_grad_enabled()):
             return seen
         again()  # a random surrogate stands in for the draws that were made
-        return with_gradient_of(defense.surrogate(x), seen)
+        return with_gradient_of(defense.surrogate(x.clone()), seen)
 
 
 def with_gradient_of(stand_in: Tensor, seen: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ def wrap_all(
     check_stack(defenses)
     for defense in reversed(defenses):
         if not defense.fit_samples:
-            model = defense.wrap(model)
+            model = defense.wrap(lend(model))
             continue
         if learn_from is None:
             raise UserError(
@@ -214,6 +215,7 @@ def wrap_all(
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         rows = balanced_subset(learn_from[1].cpu(), min(defense.fit_samples, len(learn_from[1])))
         x, y = learn_from[0][rows].to(device), learn_from[1][rows].to(device)
+        lend(model)
         with frozen(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             seed_torch(0, device)  # of a model that is random itself
             try:

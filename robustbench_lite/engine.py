@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from .attack import Attack, Batch, State
+from .attack import Attack, Batch, State, ball_of
 from .errors import UserError
 from .losses import margin
 from .network import Network, Noise
@@ -244,7 +244,7 @@ class Engine:
         """Samples with clean images x at the beginning of their present attempt."""
         stream = Stream(entry.key).child(self.tag).child(entry.attempt)
         batch = Batch(
-            ball=self.attack.ball(self.threat, x, entry.eps),
+            ball=ball_of(self.attack, self.threat, x, entry.eps),
             y=entry.y,
             targets=entry.target if entry.targets.shape[1] else None,
             step=torch.zeros_like(entry.y),
@@ -253,9 +253,9 @@ class Engine:
             ends=self._warm_start(entry, x),
             learned=self.learned,
         )
-        query = self._query(entry, batch)
-        with self._blame(batch):
-            state = self.attack.start(query, batch)
+        query, handed = self._query(entry, batch), batch.handed()
+        with self._blame(handed):
+            state = self.attack.start(query, handed)
         self._check(state, batch)
         # What a start claims is proved at once, unless nearer may come.
         due = torch.full_like(entry.success, not self.attack.minimal)
@@ -276,13 +276,13 @@ class Engine:
         """One step of every active sample; what is finished with it is returned and leaves."""
         assert self.active is not None
         entry, batch, state = self.active.entry, self.active.batch, self.active.state
-        query = self._query(entry, batch)
-        with self._blame(batch):
+        query, handed = self._query(entry, batch), batch.handed()
+        with self._blame(handed):
             if self.attack.length:
-                state = self.attack.step(query, batch, state)
+                state = self.attack.step(query, handed, state)
                 self._check(state, batch)
-                batch = with_fields(batch, step=batch.step + 1)
-            early = self.attack.finished(batch, state)
+                batch, handed = with_fields(batch, step=batch.step + 1), with_fields(handed, step=handed.step + 1)
+            early = self.attack.finished(handed, state)
         over = batch.step >= self.attack.length
         if early is not None:
             over = over | early

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attack import Attack, Batch
+from .attack import Attack, Batch, ball_of
 from .errors import RblError, UserError
 from .models.identity import tensors_sha256
 from .network import Network
@@ -110,7 +110,7 @@ def fit_attack(
     zero = torch.zeros_like(y)
     stream = Stream.of(content_hashes(data.x), seed=seed, device=device)
     aim = torch.full_like(y, target) if isinstance(target, int) else None
-    batch = Batch(attack.ball(threat, x), y, aim, zero, stream.child(f"attack {attack.name} fit"), zero)
+    batch = Batch(ball_of(attack, threat, x), y, aim, zero, stream.child(f"attack {attack.name} fit"), zero)
     query = FitQuery(
         network,
         batch,
@@ -123,7 +123,7 @@ def fit_attack(
     )
     query.asked = asked
     try:
-        learned = attack.fit(query, batch)
+        learned = attack.fit(query, batch.handed())
     except RblError:
         raise
     except Exception as error:

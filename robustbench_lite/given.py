@@ -77,7 +77,7 @@ def count_classes(model: nn.Module, x: Tensor, defenses: Sequence[Defense] = ())
         for defense in defenses:
             shape = (first.shape[1], first.shape[2], first.shape[3])
             if isinstance(defense, InferenceDefense) and defense.seen_shape(shape) != shape:
-                first = defense.transform(first)
+                first = defense.transform(first.clone())
         first = first.to(device)
         row = torch.zeros(1, dtype=torch.int64, device=first.device)
         return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]

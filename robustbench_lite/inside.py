@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .foreign import ask
+
 
 def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
     """The name and the module of the innermost part that takes images and gives logits, each of the whole's shape.
@@ -29,7 +31,7 @@ def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
         if name:
             handles.append(module.register_forward_hook(look(name)))
     try:
-        logits = model(x)
+        logits = ask(model, x)
     finally:
         for handle in handles:
             handle.remove()

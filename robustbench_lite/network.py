@@ -16,8 +16,10 @@ from torch.nn.functional import one_hot
 
 from .convolution import FoldedConvolutions
 from .errors import UserError
+from .foreign import ask, isolated, lent_parts
 from .losses import reached, slope_of
 from .registry import guard
+from .rows import copied
 from .streams import Stream, drawing
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -79,14 +81,18 @@ def seed_torch(seed: int, device: torch.device | str) -> None:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Within: evaluation mode and no parameter wants a gradient; afterwards everything is as it was found."""
+    """Context manager: evaluation mode, no parameter wants a gradient, and networks inside defenses are isolated.
+
+    Afterwards everything is as it was found.
+    """
     modes = [(module, module.training) for module in model.modules()]
     wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     for parameter, _ in wants:
         parameter.requires_grad_(False)
     try:
-        yield model
+        with isolated(*lent_parts(model)):
+            yield model
     finally:
         for module, training in modes:
             module.training = training
@@ -225,7 +231,8 @@ class Network:
                     logits = self._forward(part, part_noise, k, low)
                     if self.rejects and part_rows and isinstance(part_rows[0], Tensor):
                         logits = self.unrejected(logits, part_rows[0])
-                    value = logits if slope else loss(logits, *part_rows)
+                    # The loss may be an attack's own: what it writes into is neither the answer nor the batch.
+                    value = logits if slope else loss(logits.clone(), *copied(part_rows))
                     several = value.shape[1] if value.ndim > 1 and not slope else None
                     if not slope and not several:
                         value = value.sum()
@@ -257,7 +264,7 @@ class Network:
         shorter = torch.autocast(x.device.type, self.dtype) if lower else contextlib.nullcontext()
         with drawing(noise.stream, noise.draw, f"network {draw}"), shorter:
             try:
-                logits = model(x.to(self.dtype) if lower else x)
+                logits = ask(model, x, dtype=self.dtype if lower else None)
             except UserError:
                 raise
             except torch.OutOfMemoryError as error:
@@ -375,5 +382,5 @@ def _input_gradient(value: Tensor, x: Tensor, slope: Tensor | None = None, *, ke
     gradient = cast("Tensor | None", torch.autograd.grad(value, x, slope, retain_graph=keep, allow_unused=True)[0])
     if gradient is None:
         return torch.zeros_like(x)
-    # A model that begins with a mean gives one number for all pixels; its caller may write into each.
-    return gradient.detach().clone() if 0 in gradient.stride() else gradient.detach()
+    # A copy: the model's backward pass may keep what it returned, or have one number stand for all pixels.
+    return gradient.detach().clone()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .foreign import ask
 from .network import frozen
 
 ARGUMENT = "--model"
@@ -28,7 +29,7 @@ def last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
     handles = [module.register_forward_hook(look) for module in model.modules() if isinstance(module, nn.Linear)]
     try:
         with frozen(model), torch.no_grad():
-            logits = model(x)
+            logits = ask(model, x)
     finally:
         for handle in handles:
             handle.remove()
@@ -70,9 +71,9 @@ class Penultimate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The features."""
         seen: list[Tensor] = []
-        handle = self.layer.register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
+        handle = self.layer.register_forward_pre_hook(lambda _layer, args: seen.append(args[0].clone()))
         try:
-            self.model(x)
+            ask(self.model, x)
         finally:
             handle.remove()
         return seen[-1]

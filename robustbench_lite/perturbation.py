@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, Batch
+from .attack import Attack, Batch, ball_of
 from .errors import UserError, unknown_name
 from .fitting import FitData, fit_attack, needs_fit
 from .network import Network, frozen
@@ -135,7 +135,7 @@ def attempt(
         if needs_fit(made, threat):
             learned = fit_attack(made, network, FitData(x, y), threat=threat, target=_one(targets), seed=seed).learned
         stream = base.child(f"attack {made.name}")
-        batch = Batch(made.ball(threat, x), y, targets, zero, stream, zero, learned=learned)
+        batch = Batch(ball_of(made, threat, x), y, targets, zero, stream, zero, learned=learned)
         forwards, backwards = torch.zeros_like(y), torch.zeros_like(y)
 
         def ask() -> Query:
@@ -151,12 +151,12 @@ def attempt(
             )
 
         query = ask()
-        state = made.start(query, batch)
+        state = made.start(query, batch.handed())
         for step in range(made.length):
             forwards, backwards = query.forwards, backwards + query.backwards
             batch = replace(batch, step=torch.full_like(y, step))
             query = ask()
-            state = made.step(query, batch, state)
+            state = made.step(query, batch.handed(), state)
         candidate = batch.ball.project(state.candidate.detach())
     return Attempt(candidate, query.forwards, backwards + query.backwards)
 

@@ -22,6 +22,7 @@ from .errors import UserError
 from .examples import Examples, load_examples
 from .files import sha256_file
 from .fitting import FitData
+from .foreign import ask
 from .models.identity import state_sha256
 from .network import exact_float32, frozen
 from .options import option_types
@@ -313,7 +314,7 @@ def _predict(
 
 def _logits(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     try:
-        logits = network(x)
+        logits = ask(network, x)
     except UserError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -60,6 +61,30 @@ def put(rows: R, index: Tensor, new: R) -> R:
         return old.index_copy(0, index, fresh)
 
     return cast(R, _map(rows, [new], replace))
+
+
+def copied(value: R) -> R:
+    """The same value with tensors in memory of their own, also inside dataclasses, dictionaries, lists and tuples.
+
+    A copy carries the graph of the original; what holds no tensor is returned as it is.
+    """
+    made: Any = value
+    if isinstance(value, Tensor):
+        made = value.clone()
+    elif isinstance(value, dict):
+        made = copy.copy(value)
+        for key, each in value.items():
+            made[key] = copied(each)
+    elif isinstance(value, tuple):
+        parts = [copied(each) for each in value]
+        made = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    elif isinstance(value, list):
+        made = [copied(each) for each in value]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        made = copy.copy(value)
+        for name in _names(type(value)):
+            object.__setattr__(made, name, copied(getattr(value, name)))
+    return cast(R, made)
 
 
 def to_tensors(rows: Any, prefix: str = "") -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def _through(
 
     def behind(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         asked.append(True)
-        return inner(network, x, y)
+        return inner(network, x.clone(), y.clone())  # both defenses may write into what they are given
 
     try:
         value = defense.loss(network, x, y, behind, trainer)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .foreign import ask
+
 _STEPS: dict[Any, str] = {
     function: name
     for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
@@ -67,7 +69,7 @@ def blocked(model: nn.Module, x: Tensor) -> list[str]:
             handles.append(module.register_forward_hook(look(name)))
     try:
         with torch.enable_grad():
-            model(x.detach().clone().requires_grad_())
+            ask(model, x.detach().requires_grad_())
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .attack import Access, Attack, Batch, State
 from .errors import UserError
 from .fitting import FIT_ROWS, FitQuery
+from .foreign import ask
 from .network import Network, Noise, frozen, placed
 from .portfolio import Portfolio
 from .query import Query
@@ -67,7 +68,7 @@ class MeanLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K). Raises UserError where the members differ in K."""
-        logits = [member(x).float() for member in self.members]
+        logits = [ask(member, x).float() for member in self.members]
         if len({tuple(each.shape) for each in logits}) > 1:
             counts = ", ".join(str(tuple(each.shape)) for each in logits)
             raise UserError(f"surrogates: expected logits of one shape from each, got {counts}")

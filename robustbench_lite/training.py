@@ -18,6 +18,7 @@ from .convolution import FoldedConvolutions
 from .decided import describe
 from .defense import Loss, TrainingDefense
 from .errors import RblError, UserError
+from .foreign import ask, isolated
 from .history import History
 from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
 from .models.seeding import seeded
@@ -125,7 +126,7 @@ class Trainer:
         )
         whole = stacked(self.defenses, loss or self._plain, self)
         try:
-            with torch.enable_grad(), seeded(recipe.seed, device=self.device), Watch(model) as watch:
+            with torch.enable_grad(), seeded(recipe.seed, device=self.device), isolated(model), Watch(model) as watch:
                 if self._checkpoint is not None and self._checkpoint.restore(stage, loop, self):
                     return model
                 while loop.epoch < loop.epochs:
@@ -177,25 +178,25 @@ class Trainer:
 
         if self._again is not None and self._again < len(self._made):
             self._again += 1
-            return self._made[self._again - 1]
+            return self._made[self._again - 1].clone()
         run = self._perturb or perturb
         seed = (self.recipe.seed << 32) + self.drawn * self._processes.count + self._processes.rank
         self.drawn += 1
         label = hard(y)
         made = run(model, x, label, attack=attack, norm=norm, eps=eps, attack_options=dict(options or {}), seed=seed)
-        self._made.append(made)
+        self._made.append(made.clone())
         return made
 
     def gradient(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """The gradient in x (n, C, H, W) of `loss(logits)`, a number; in evaluation mode, of the frozen network."""
         x = x.detach().requires_grad_()
         with frozen(network), torch.enable_grad(), FoldedConvolutions():
-            return torch.autograd.grad(loss(network(x)), x)[0].detach()
+            return torch.autograd.grad(loss(ask(network, x)), x)[0].detach().clone()
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
         """The logits (n, K) in evaluation mode, without a gradient."""
         with frozen(network), torch.no_grad():
-            return network(x)  # type: ignore[no-any-return]
+            return ask(network, x)  # type: ignore[no-any-return]
 
     def without_labels(self, n: int) -> Tensor:
         """As many images without labels, drawn at random and augmented as the others; none where there are none."""
@@ -228,7 +229,7 @@ class Trainer:
             self._say(text)
 
     def _plain(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(network(x), y, label_smoothing=self.recipe.label_smoothing)
+        return F.cross_entropy(ask(network, x), y, label_smoothing=self.recipe.label_smoothing)
 
     def _batches(self, data: Dataset, batches: Batches, loop: Loop) -> Iterator[tuple[Tensor, Tensor]]:
         left = loop.permutation[loop.batch * batches.size :]
@@ -252,7 +253,7 @@ class Trainer:
         precision = self.recipe.precision
         shorter = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "float32")
         with shorter:
-            value = loss(loop.model, x, y)
+            value = loss(loop.model, x.clone(), y.clone())
         number = float(value.detach())
         if not math.isfinite(number):
             raise UserError(

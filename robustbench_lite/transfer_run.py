@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .attack import Attack, Batch
+from .attack import Attack, Batch, ball_of
 from .checks import IMAGES, Stated, check_model
 from .errors import UserError
 from .fitting import FIT_SAMPLES, FitData, fit_attack, needs_fit
@@ -168,13 +168,13 @@ class _Running:
         for number in range(attack.attempts if len(rows) else 0):
             attempt, zero = torch.full_like(y, number), torch.zeros_like(y)
             own = stream.child(attempt)
-            batch = Batch(attack.ball(self.plan.threat, x), y, None, zero, own, attempt, learned=learned)
+            batch = Batch(ball_of(attack, self.plan.threat, x), y, None, zero, own, attempt, learned=learned)
             with _blamed(attack):
-                state = attack.start(_query(attack, network, batch), batch)
+                state = attack.start(_query(attack, network, batch), batch.handed())
             for step in range(attack.length):
                 batch = replace(batch, step=torch.full_like(y, step))
                 with _blamed(attack):
-                    state = attack.step(_query(attack, network, batch), batch, state)
+                    state = attack.step(_query(attack, network, batch), batch.handed(), state)
                 self._tell(share)
             yield batch.ball, batch.ball.project(state.candidate.detach())
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .data.dataset import balanced_subset
 from .errors import UserError
+from .foreign import ask
 from .network import frozen
 from .recipe import Recipe
 
@@ -68,12 +69,12 @@ class Validation:
         for first in range(0, len(self.y), _BATCH):
             x, y = self.x[first : first + _BATCH].to(device), self.y[first : first + _BATCH].to(device)
             with frozen(network), torch.no_grad():
-                correct = network(x).argmax(1) == y
+                correct = ask(network, x).argmax(1) == y
                 right += int(correct.sum())
                 if self.threat is not None:
                     norm, eps = self.threat
                     moved = perturb(network, x, y, attack=self.attack, norm=norm, eps=eps, attack_options=options)
-                    stood += int((correct & (network(moved).argmax(1) == y)).sum())
+                    stood += int((correct & (ask(network, moved).argmax(1) == y)).sum())
         row = {"validation_accuracy": right / len(self.y)}
         if self.threat is None:
             return Seen(row, row["validation_accuracy"])

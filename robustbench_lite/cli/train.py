@@ -137,6 +137,7 @@ def _accuracy(module: object, request: object, device: str) -> float | None:
 
     from ..data_request import DataRequest
     from ..errors import UserError
+    from ..foreign import ask
 
     assert isinstance(request, DataRequest)
     assert isinstance(module, torch.nn.Module)
@@ -147,5 +148,5 @@ def _accuracy(module: object, request: object, device: str) -> float | None:
     right = 0
     with torch.no_grad():
         for _, x, y in data.blocks(torch.arange(len(data)), 256):
-            right += int((module(x.to(device)).argmax(1).cpu() == y).sum())
+            right += int((ask(module, x.to(device)).argmax(1).cpu() == y).sum())
     return right / len(data)

@@ -18,6 +18,7 @@ from ..data.dataset import Dataset
 from ..errors import UserError
 from ..network import exact_float32, frozen, placed
 from ..registry import source_hash
+from ..rows import copied
 from ..running import Interrupted
 from ..streams import Stream
 from . import storage
@@ -165,7 +166,7 @@ def _columns(construction: Construction, workshop: Workshop, index: Tensor, batc
         place, device = part.to(workshop.device), workshop.device
         stream = Stream(torch.zeros_like(place)).child(f"features {workshop.seed}").child(place)
         block = Block(place, x.to(device), y.to(device), stream)
-        made.append(_rows(construction.make(workshop, block), block))
+        made.append(_rows(construction.make(workshop, copied(block)), block))
     joined = {name: torch.cat([rows[name] for rows in made]) for name in made[0]}
     pixels = joined.pop("pixels")
     return {"image": storage.encode(pixels), **{name: values.numpy() for name, values in joined.items()}}

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import registry
 from ..errors import RblError, UserError, near_names, unknown_name
+from ..foreign import ask
 from ..registry import guard
 from .seeding import seeded
 
@@ -154,7 +155,7 @@ def _try(module: nn.Module, source: Source, *, n_classes: int, shape: tuple[int,
     module.eval()
     try:
         with torch.no_grad():
-            logits = module(torch.zeros(1, *shape))
+            logits = ask(module, torch.zeros(1, *shape))
     except Exception as error:
         raise _does_not_take(source, shape, error) from error
     finally:

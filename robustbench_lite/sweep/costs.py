@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..foreign import ask
 from ..network import exact_float32, frozen, placed, seed_torch
 
 LEAST_CALLS, MOST_CALLS = 11, 1001  # of each network
@@ -41,7 +42,7 @@ def forward_costs(
         seed_torch(0, device)
         images = x.to(device)
         passes = counted(defended, bare if network is None else network, images)
-        return timed(lambda: defended(images), lambda: bare(images), ready=_ready(device)), passes
+        return timed(lambda: ask(defended, images), lambda: ask(bare, images), ready=_ready(device)), passes
 
 
 def counted(defended: nn.Module, bare: nn.Module, x: Tensor) -> float:
@@ -53,7 +54,7 @@ def counted(defended: nn.Module, bare: nn.Module, x: Tensor) -> float:
 
     handles = [part.register_forward_pre_hook(count) for part in defended.modules() if repr(part) == told]
     try:
-        defended(x)
+        ask(defended, x)
     finally:
         for handle in handles:
             handle.remove()

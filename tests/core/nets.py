@@ -34,12 +34,11 @@ def filled(model: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.Module:
     return model.eval()
 
 
-def centred(model: nn.Sequential, shape: tuple[int, ...] = SHAPE) -> nn.Module:
+def centred(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> nn.Module:
     """The same network with equal logits for a grey image, so that it gives random images more than one class."""
-    bias = model[-1].bias
-    assert isinstance(bias, Tensor)
+    *_, bias = model.parameters()
     with torch.no_grad():
-        bias -= model(torch.full((1, *shape), 0.5))[0]
+        bias.sub_(model(torch.full((1, *shape), 0.5))[0])
     return model
 
 

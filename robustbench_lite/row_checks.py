@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,18 +159,19 @@ def _renamed(rows: Rows) -> str | None:
 
 def _moved(rows: Rows) -> dict[int, int]:
     """Classes, by label, most of whose images are predicted as one other that is no other label's; else nothing."""
-    from scipy.optimize import linear_sum_assignment
-
     kept = rows.prediction < rows.classes
     label, prediction = rows.label[kept], rows.prediction[kept]
-    present = np.union1d(label, prediction)
     if len(label) < 3 * len(np.unique(label)) or not len(label):
         return {}
-    table = np.zeros((len(present), len(present)), int)
-    np.add.at(table, (np.searchsorted(present, label), np.searchsorted(present, prediction)), 1)
-    _, fits = linear_sum_assignment(table, maximize=True)
-    each = table[np.arange(len(present)), fits]
-    if each.sum() < 0.6 * len(rows.label):
+    pairs, counts = np.unique(np.stack([label, prediction]), axis=1, return_counts=True)
+    total = np.bincount(label)
+    # Of each label the class that more than half of its images are predicted as.
+    most = {
+        int(one): (int(other), int(count))
+        for one, other, count in zip(*pairs, counts, strict=True)
+        if 2 * count > total[one]
+    }
+    claimed = Counter(other for other, _ in most.values())
+    if sum(count for _, count in most.values()) < 0.6 * len(rows.label):
         return {}
-    often = (each >= 3) & (2 * each > table.sum(1)) & (fits != np.arange(len(present)))
-    return {int(present[i]): int(present[fits[i]]) for i in np.flatnonzero(often)}
+    return {one: other for one, (other, count) in most.items() if count >= 3 and one != other and claimed[other] == 1}

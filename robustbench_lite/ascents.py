@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import Finding
 from .inside import network_inside
 from .losses import margin
 from .network import Network
+from .reliability import Finding
 from .rows import take
 from .straight import StraightModules, StraightThrough, blocked
 from .subjects import STEPS, Loss, Scene
@@ -33,6 +33,7 @@ def vanishing(scene: Scene) -> list[Finding]:
             Finding(
                 f"gradient vanishes for {tiny} of {len(left.y)} images: an attack that follows it stands still there",
                 fatal=True,
+                advice="state differentiable = False with a surrogate (docs/defenses.md), or run --attack square",
             )
         )
     return findings + saturated(scene, logits)
@@ -51,6 +52,7 @@ def saturated(scene: Scene, logits: Tensor) -> list[Finding]:
             f"softmax saturates for {count} of {len(logits)} images: float32 rounds all other probabilities to 0, "
             "and with them goes the margin; return the values before the softmax",
             fatal=True,
+            advice="return the values before the softmax",
         )
     ]
 

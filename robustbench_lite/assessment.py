@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .battery import second_look
-from .checks import IMAGES, Finding, check_again, check_model, verdict
+from .battery import second_look, upper_bound
+from .checks import IMAGES, check_again, check_model
 from .models.identity import tensors_sha256
 from .network import Network, Noise
 from .plan import Plan, check_images
+from .portfolio import Portfolio
+from .registry import load
+from .reliability import Checked, Finding, decide, next_step
+from .row_checks import Rows, check_rows
 from .streams import Stream, content_hashes
 from .subjects import Scene, Subjects
 from .targets import check_target
@@ -26,7 +30,7 @@ _SHARE = 0.1  # of those that stand, which are near
 _AGAIN = 512  # clean images that are asked again at most
 
 
-def probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
+def probe(plan: Plan, network: Network) -> tuple[Checked, str]:
     """Checks on some images of the whole run, so that every shard says the same."""
     # Spread over the samples: a data set may come class by class.
     index = plan.index[torch.linspace(0, len(plan.index) - 1, min(IMAGES, len(plan.index))).long()]
@@ -36,8 +40,8 @@ def probe(plan: Plan, network: Network) -> tuple[list[Finding], str]:
     logits = network.logits(x.to(network.device), Noise(Stream(zero), zero), draws=1)
     # Two networks of one name and the same weights may still compute differently; a stored run is only gone on with
     # where the answers are the same to the last bit.
-    findings = check_model(network, x, y, plan.stated, follows=plan.attack.access == "gradient")
-    return findings, tensors_sha256({"logits": logits})
+    checked = check_model(network, x, y, plan.stated, follows=plan.attack.access == "gradient")
+    return checked, tensors_sha256({"logits": logits})
 
 
 def judged(
@@ -45,36 +49,77 @@ def judged(
     network: Network,
     specification: Specification,
     columns: dict[str, Tensor],
-    findings: list[Finding],
+    checked: Checked,
     warn: Callable[[str], None] | None,
 ) -> Specification:
-    """The record with what a second look at the images finds, and what it cost."""
-    if not plan.checks:
-        return specification
+    """The record with the verdict: what the model checks, the rows and the sanity checks found, and what these cost.
+
+    checked: the model checks. The rows of a shard say nothing of the whole, which is judged when it is put together.
+    """
+    from .records.specification import ChecksRecord
+
     before = network.forward_rows, network.backward_rows
-    found = []
-    if not plan.stated.randomized and not any(f.fatal for f in findings):
-        found += _again(plan, network, columns)
-    found += second_look(
-        plan.attack,
-        Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1]),
-        images=len(columns["index"]),
-        seed=plan.seed,
-        target=check_target(plan.target, plan.data.classes),
-        own=plan.model.module,
-        limited=plan.max_queries is not None,
-    )
-    for finding in found:
+    rows = rows_of(plan, columns)
+    known = {finding.reason for finding in checked.findings}
+    after = Checked([f for f in check_rows(rows) if f.reason not in known] if plan.shard is None else [])
+    images = 0
+    if plan.checks:
+        if not plan.stated.randomized and not any(f.fatal for f in checked.findings):
+            after.add("repeated answers", _again(plan, network, columns))
+        scene = Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1])
+        looked = second_look(
+            plan.attack,
+            scene,
+            images=len(columns["index"]),
+            seed=plan.seed,
+            target=check_target(plan.target, plan.data.classes),
+            own=plan.model.module,
+            limited=plan.max_queries is not None,
+        )
+        after.findings += looked.findings
+        after.ran += looked.ran
+        images = len(scene.left.y)
+    for finding in after.findings:
         if warn:
             warn(finding.text)
-    every = [*findings, *found]
+    every = [*checked.findings, *after.findings]
+    bound = upper_bound(plan.attack, limited=plan.max_queries is not None) if rows.survived.any() else None
+    verdict = decide(every, checked=plan.checks, bound=bound)
     calls = {
         "check_forwards": specification.calls["check_forwards"] + network.forward_rows - before[0],
         "check_backwards": specification.calls["check_backwards"] + network.backward_rows - before[1],
     }
     return dataclasses.replace(
-        specification, warnings=tuple(f.text for f in every), verdict=verdict(every), calls=specification.calls | calls
+        specification,
+        warnings=tuple(f.text for f in every),
+        verdict=verdict,
+        next_step=next_step(every, verdict, stronger=_stronger(plan)),
+        checks=ChecksRecord(asked=plan.checks, before=tuple(checked.ran), after=tuple(after.ran), images=images),
+        calls=specification.calls | calls,
     )
+
+
+def rows_of(plan: Plan, columns: dict[str, Tensor]) -> Rows:
+    """Finished columns as what the checks of rows are given."""
+    named = {"label": "y", "prediction": "prediction", "attacked": "attacked", "success": "success", "eps": "eps"}
+    return Rows(
+        **{name: columns[column].numpy() for name, column in named.items()},
+        classes=len(plan.data.classes),
+        target=None if plan.target is None else str(check_target(plan.target, plan.data.classes)),
+    )
+
+
+def _stronger(plan: Plan) -> str:
+    """What attacks harder than this plan: the portfolio of this package, or more steps where it has not the norm."""
+    if plan.attack.own_limits:
+        return "compare several attacks; no other attack checks a threat model of its own"
+    auto = load("attacks", "auto", argument="attack")
+    if isinstance(plan.attack, auto):
+        return "--attack auto --attack-option effort=exhaustive"
+    fits = plan.threat.norm in auto.norms and (plan.target is None or auto.targeted)
+    if fits and not isinstance(plan.attack, Portfolio):
+        return "--attack auto"
+    return "--attack pgd --steps 200 --restarts 5"
 
 
 def _again(plan: Plan, network: Network, columns: dict[str, Tensor]) -> list[Finding]:

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from .ascents import Climbed, fresh, scaled, smoothed, straight, transferred, unbounded, vanishing
 from .attack import Attack
-from .checks import Finding
-from .more_steps import continued
+from .more_steps import continued, longer
 from .portfolio import Portfolio
+from .reliability import Checked, Finding
 from .squares import QUERIES, search
 from .subjects import Scene
 from .surrogate import Transfer
 
 _POINTS = 0.02  # of robust accuracy: an overestimate that matters
+_SURROGATE = "state differentiable = False with a surrogate (docs/defenses.md)"
+_LOSS = "--loss margin, where the attack has it"
+_SHORT = ("no search", "a single step")  # by the attack's length
 
 
 def second_look(
@@ -30,37 +33,65 @@ def second_look(
     target: str | int | None = None,
     own: nn.Module | None = None,
     limited: bool = False,
-) -> list[Finding]:
-    """What small attacks of other kinds find on images that an attack left standing.
+) -> Checked:
+    """What other attacks find on images that survived an attack, and which of these sanity checks ran.
 
     images: how many the run had in all. own: as in `transferred`. limited: the attack was given only so many queries.
-    Of gradients is spoken where the attack follows them. Looks that should find nothing are asked of an attack that
-    follows gradients over several steps; of one that asks without gradients again and again, a search of its own
-    kind; of one step, of noise and of a transfer nobody expects that nothing beats them.
+    An attack that searches for the worst case of each image faces all of them, whatever its access; that the
+    gradient misleads is held against one that follows it. One that does not search (`upper_bound`) faces only what
+    concerns its gradient: its number bounds robust accuracy from above, and other attacks would only confirm that.
     """
+    made = Checked()
     if not len(scene.left.y):
-        return []
-    asks = not attack.own_limits and (isinstance(attack, Portfolio) or attack.length > 1)
+        return made
+    follows = attack.access == "gradient"
+    if follows:
+        made.add("gradient of survivors", vanishing(scene))
+    if upper_bound(attack, limited=limited):
+        if follows:
+            made.add("unbounded attack", unbounded(scene, None))
+        return made
     tally = _Tally(scene, images)
-    if attack.access != "gradient":
-        if asks and not limited and not attack.learns and not isinstance(attack, Transfer):
-            tally.add(f"black box: a search of {QUERIES} queries without gradients", search(scene, None, None))
-        return tally.findings
-    findings = vanishing(scene)
-    if not asks:
-        return findings + unbounded(scene, None)
     more = continued(attack, scene, seed=seed, target=target)
     if more:
-        tally.add(*more)
-    tally.climbed(scaled(scene))
+        made.add("more steps")
+        tally.add(*more, advice=_more_steps(attack, scene))
+    tally.climbed(scaled(scene), advice=_LOSS)
     value, _ = tally.climbed(fresh(scene))
-    findings += unbounded(scene, value)
-    for look in (straight(scene), transferred(scene, own)):
+    made.ran += ["float32 saturation", "fresh ascent"]
+    if follows:
+        made.add("unbounded attack", unbounded(scene, value))
+    for name, look in (("BPDA", straight(scene)), ("transfer from inside", transferred(scene, own))):
         if look:
-            tally.climbed(look)
+            made.add(name)
+            tally.climbed(look, advice=_SURROGATE)
     tally.climbed(smoothed(scene))
     tally.add(f"black box: a search of {QUERIES} queries without gradients", search(scene, tally.at, tally.value))
-    return findings + tally.every()
+    made.ran += ["averaged gradient", "black box"]
+    made.findings += tally.every()
+    return made
+
+
+def upper_bound(attack: Attack, *, limited: bool = False) -> str | None:
+    """Why an attack does not search for the worst case of each image, in a few words; None where it does.
+
+    limited: it was given only so many queries, which binds what asks without gradients.
+    """
+    if attack.own_limits:
+        return "a custom threat model"
+    if isinstance(attack, Transfer):
+        return "a transfer attack"
+    if isinstance(attack, Portfolio):
+        return None
+    if attack.length <= 1:
+        return "learned for all images at once" if attack.learns else _SHORT[attack.length]
+    return "a limit of queries" if limited and attack.access != "gradient" else None
+
+
+def _more_steps(attack: Attack, scene: Scene) -> str:
+    """The setting with which more steps found more."""
+    found = longer(attack, scene)
+    return "" if found is None else f"--steps {getattr(found[0], 'steps', '')}"
 
 
 class _Tally:
@@ -75,15 +106,15 @@ class _Tally:
         self.fooled = self.known
         self.value, self.at = torch.full_like(self.weight, -torch.inf).float(), left.x
 
-    def climbed(self, look: tuple[str, Climbed]) -> Climbed:
+    def climbed(self, look: tuple[str, Climbed], advice: str = "") -> Climbed:
         """Count an ascent, and keep where it ended."""
         what, (value, at) = look
         better = value > self.value
         self.value, self.at = torch.maximum(value, self.value), torch.where(better.reshape(-1, 1, 1, 1), at, self.at)
-        self.add(what, value > 0)
+        self.add(what, value > 0, advice=advice)
         return value, at
 
-    def add(self, what: str, fooled: Tensor, least: int = 2) -> None:
+    def add(self, what: str, fooled: Tensor, least: int = 2, advice: str = "") -> None:
         """A finding where this fooled at least so many, and enough to matter for the number.
 
         An image that was reported of another look does not count again.
@@ -99,6 +130,7 @@ class _Tally:
                 f"{what} fools {int(new.sum())} of {len(new)} images that the attack left standing: robust accuracy is "
                 f"some {100 * points:.0f} points lower",
                 fatal=True,
+                advice=advice,
             )
         )
 

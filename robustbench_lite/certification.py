@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,4 +249,6 @@ def certify(
         batch_size=batch_size,
         device=device or device_of(model),
     )
+    for text in plan.doubts:
+        warnings.warn(text, stacklevel=2)
     return run_certification(plan, leaderboard=leaderboard)

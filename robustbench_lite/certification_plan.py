@@ -71,6 +71,11 @@ class CertificationPlan:
             raise UserError("x: expected at least one image, got none")
 
     @property
+    def doubts(self) -> list[str]:
+        """Settings that leave little to find, one line each."""
+        return self.certifier.doubts(self.inference, self.threat)
+
+    @property
     def inference(self) -> list[InferenceDefense]:
         """The defenses that stand before the network."""
         return [d for d in self.defenses if isinstance(d, InferenceDefense)]

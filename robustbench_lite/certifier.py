@@ -82,6 +82,13 @@ class Certifier:
         if threat.norm not in self.norms:
             raise UserError(f"norm: method {self.name} certifies {', '.join(self.norms)}, got {threat.norm!r}")
 
+    def doubts(self, defenses: Sequence[InferenceDefense], threat: Threat) -> list[str]:
+        """Settings that leave little to find whatever the network is, one line each, to be told before the run."""
+        del defenses
+        if threat.eps == 0:
+            return ["eps is 0: certified accuracy is clean accuracy, as no image may change"]
+        return []
+
     def told(self, defenses: Sequence[InferenceDefense]) -> dict[str, Any]:
         """What a record says of the method beside its options."""
         del defenses

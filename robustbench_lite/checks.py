@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .losses import margin
 from .network import Network, Noise, seed_torch
+from .reliability import Checked, Finding
 from .streams import Stream
 
 IMAGES = 16
@@ -20,12 +21,8 @@ _SEEDS = (1, 2)
 _ALONE, _TOGETHER = 160, 64  # clean images asked again: in calls of one, and the rest in batches
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something the user should know; `fatal` ones make the number unreliable."""
-
-    text: str
-    fatal: bool
+_SURROGATE = "state differentiable = False with a surrogate (docs/defenses.md), or run --attack square"
+_RANDOM = "state it by a defense with randomized = True, or take the randomness out"
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,22 @@ class Stated:
     differentiable: bool = True
 
 
-def check_model(network: Network, x: Tensor, y: Tensor, stated: Stated, *, follows: bool = True) -> list[Finding]:
-    """What probes on images x (N, C, H, W) with labels y find; about 8 forward passes and one gradient an image.
+def check_model(network: Network, x: Tensor, y: Tensor, stated: Stated, *, follows: bool = True) -> Checked:
+    """What probes on images x (N, C, H, W) with labels y find, and which ran.
+
+    They take about 8 forward passes and one gradient per image.
 
     follows: whether the attack follows gradients; for another what is found of them is no more than a warning.
     """
     x, y = x[:IMAGES].to(network.device), y[:IMAGES].to(network.device)
-    findings = [*_check_output(network, x), *_check_randomness(network, x, stated)]
-    if not any(f.fatal for f in findings):
-        findings += _check_batch(network, x, stated)
+    checked = Checked()
+    checked.add("output", _check_output(network, x))
+    checked.add("randomness", _check_randomness(network, x, stated))
+    if not any(f.fatal for f in checked.findings) and not stated.randomized and len(x) > 1:
+        checked.add("batch", _check_batch(network, x))
     slopes = _check_gradient(network, x, y, stated)
-    return findings + (slopes if follows else [replace(finding, fatal=False) for finding in slopes])
+    checked.add("gradient", slopes if follows else [replace(finding, fatal=False) for finding in slopes])
+    return checked
 
 
 def check_again(
@@ -75,6 +77,7 @@ def check_again(
             f"answers change in the course of the run: {int(other.sum())} of {len(x)} clean images, asked again at its "
             "end in other batches, are answered otherwise; the model is random or mixes images, and nothing states it",
             fatal=True,
+            advice=_RANDOM,
         )
     ]
 
@@ -124,7 +127,11 @@ def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Findi
     random = not torch.equal(first, other)
     if not torch.equal(first, again) and not _close(first, again):
         return [
-            Finding("the model's answers change between equal calls, from a source that no seed controls", fatal=True)
+            Finding(
+                "the model's answers change between equal calls, from a source that no seed controls",
+                fatal=True,
+                advice="draw random numbers from robustbench_lite.normal_like or uniform_like, or take them out",
+            )
         ]
     if random and not _close(first, other) and not stated.randomized:
         return [
@@ -132,6 +139,7 @@ def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Findi
                 "the model is random and nothing states it: its answers were judged on one draw; state it by a "
                 "defense with randomized = True, or take the randomness out",
                 fatal=True,
+                advice=_RANDOM,
             )
         ]
     if stated.randomized and _draws_globally(network, x):
@@ -140,6 +148,7 @@ def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Findi
                 "it draws from torch's global generator: an image's verdict depends on its batch; use "
                 "robustbench_lite.normal_like or uniform_like, whose numbers belong to the image",
                 fatal=True,
+                advice="draw random numbers from robustbench_lite.normal_like or uniform_like",
             )
         ]
     if not random and stated.randomized:
@@ -147,9 +156,7 @@ def _check_randomness(network: Network, x: Tensor, stated: Stated) -> list[Findi
     return []
 
 
-def _check_batch(network: Network, x: Tensor, stated: Stated) -> list[Finding]:
-    if stated.randomized or len(x) < 2:
-        return []
+def _check_batch(network: Network, x: Tensor) -> list[Finding]:
     together = _seeded(network, x, _SEEDS[0])
     alone = _seeded(network, x[:1], _SEEDS[0])
     if not _close(together[:1], alone):
@@ -158,6 +165,7 @@ def _check_batch(network: Network, x: Tensor, stated: Stated) -> list[Finding]:
                 "an image's logits depend on the other images of its batch (batch statistics at test time?), "
                 "so no verdict belongs to one image",
                 fatal=True,
+                advice="take stored statistics in the network's normalisation layers, not those of the batch",
             )
         ]
     return []
@@ -185,6 +193,7 @@ def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> l
                 f"the gradient is zero for {int(zero.sum())} of {len(x)} images: a gradient attack cannot see "
                 "through this model; state differentiable = False with a surrogate, or use a score attack",
                 fatal=True,
+                advice=_SURROGATE,
             )
         ]
     if not stated.differentiable:
@@ -211,12 +220,7 @@ def _check_slope(network: Network, x: Tensor, y: Tensor, gradient: Tensor) -> li
                 f"the gradient disagrees with finite differences (their slope is {float(ratio):.2g} of the gradient's, "
                 "median): some part is not differentiable as stated; state differentiable = False with a surrogate",
                 fatal=True,
+                advice=_SURROGATE,
             )
         ]
     return []
-
-
-def verdict(findings: list[Finding]) -> str:
-    """One line: `reliable`, as far as the checks can tell, or `unreliable:` and why."""
-    fatal = [f.text.split(":")[0].split(";")[0] for f in findings if f.fatal]
-    return f"unreliable: {'; '.join(fatal)}" if fatal else "reliable"

@@ -19,8 +19,9 @@ from .errors import UserError, unknown_name
 from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
 from .network import PRECISIONS, Network, usable_device
 from .options import parse_number
+from .portfolio import Portfolio
 from .registry import load
-from .surrogate import PREFIX
+from .surrogate import PREFIX, Transfer
 from .targets import check_target
 from .threat import Threat
 
@@ -104,6 +105,7 @@ class Plan:
             if not isinstance(defense, Defense):
                 raise UserError(f"defenses: expected instances of Defense, such as BitDepth(bits=4), got {defense!r}")
         check_stack(self.inference)
+        check_queries(self.max_queries, self.attack, *self.draws)
 
     @property
     def inference(self) -> list[InferenceDefense]:
@@ -181,6 +183,7 @@ def check_settings(
     for name, value in (("batch_size", batch_size), ("eot", eot), ("votes", votes), ("max_queries", max_queries)):
         if value is not None and _whole(name, value) < 1:
             raise UserError(f"{name} must be >= 1, got {value}")
+    check_queries(max_queries, attack, eot or 1, votes or 1)
     if not 0 <= _whole("seed", seed) < 2**63:
         raise UserError(f"seed must be in 0..{2**63 - 1}, got {seed}")
     if not len(index):
@@ -194,6 +197,25 @@ def check_settings(
     if target is not None and not attack.targeted:
         raise UserError(f"target: attack {attack.name} cannot aim at a class; leave it out")
     check_fit_target(attack, check_target(target, data.classes))
+
+
+def check_queries(max_queries: int | None, attack: Attack, eot: int, votes: int) -> None:
+    """Raise UserError for a limit of queries under which the attack could not ask once, so that nothing is attacked.
+
+    eot, votes: draws of a randomised network for a query and for a verdict.
+    """
+    if max_queries is None:
+        return
+    # Noise and what attacks other networks or learned before hand over a candidate without a query.
+    asks = not isinstance(attack, Transfer) and (
+        isinstance(attack, Portfolio) or attack.length > (1 if attack.learns else 0)
+    )
+    least = 2 * votes + (eot if asks else 0)
+    if max_queries < least:
+        raise UserError(
+            f"max_queries must be >= {least}, got {max_queries}: the clean image and the verification take {votes} "
+            f"each{f', and one query of the attack {eot}' if asks else ''}"
+        )
 
 
 def _whole(name: str, value: int) -> int:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .attack import Attack
-from .checks import Finding, verdict
 from .data.dataset import Dataset
 from .defense import Defense, InferenceDefense
 from .environment import environment_record
@@ -74,10 +73,8 @@ def _passed(attack: Attack, names: Iterable[str]) -> dict[str, Any]:
     return {**options, "surrogate": " + ".join(surrogate.name for surrogate in attack.surrogates)}
 
 
-def specification_of(
-    plan: Plan, started: datetime.datetime, findings: Sequence[Finding], checked: dict[str, int]
-) -> Specification:
-    """The record of the plan, as far as it is known before the run."""
+def specification_of(plan: Plan, started: datetime.datetime, passes: dict[str, int]) -> Specification:
+    """The record of the plan, as far as it is known before the run; passes: of the model checks."""
     from . import __version__
     from .records.specification import AttackRecord, CostsRecord, Specification, ThreatRecord
 
@@ -107,12 +104,10 @@ def specification_of(
         max_queries=plan.max_queries,
         batch_size=plan.batch_size,
         shard=plan.shard,
-        warnings=tuple(f.text for f in findings),
-        verdict=verdict(list(findings)),
         device=device_name(plan.device),
         environment=environment_record(),
         times=begun(started),
-        calls=checked,
+        calls=passes,
         costs=CostsRecord(training_seconds=training_seconds(plan.model.history)),
     )
 

@@ -17,7 +17,7 @@ from .fitting import FIT_ROWS, Fit, fit_attack
 from .network import Network, exact_float32, frozen, placed, seed_torch
 from .plan import Plan, PlanSource, shard_suffix, with_fit_data
 from .plan_record import resume_key, specification_of
-from .plausibility import at_chance, of_settings
+from .plausibility import of_settings
 from .portfolio import engine_for
 from .result import Result, make_table
 from .running import Interrupted, Progress, Running
@@ -69,16 +69,16 @@ def run_plan(
         eot, votes = plan.draws
         network = plan.network(module, precision=plan.precision, eot=eot)
         source = PlanSource(plan)
-        findings, answers = probe(plan, network)
-        findings = [*findings, *of_settings(plan, findings)]
-        for finding in findings:
+        checked, answers = probe(plan, network)
+        checked.findings += list(of_settings(plan, checked.findings))
+        for finding in checked.findings:
             if warn:
                 warn(finding.text)
         if plan.deterministic:
             for each in (network, *networks_beside(plan.attack)):
                 each.block = each.uniform_block(tuple(plan.data.shape))
-        checked = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
-        specification = specification_of(plan, started, findings, checked)
+        passes = {"check_forwards": network.forward_rows, "check_backwards": network.backward_rows}
+        specification = specification_of(plan, started, passes)
 
         def run(checkpoint: Checkpoint | None) -> tuple[dict[str, Tensor], float, Specification, Fit | None]:
             fit = _fit(plan, network, checkpoint, note, stop)
@@ -97,11 +97,7 @@ def run_plan(
                 resolve=plan.eps is None,
             )
             columns, seconds = Running(plan, engine, len(source), progress, stop).finish(checkpoint, note)
-            assessed = judged(plan, network, specification, columns, findings, warn)
-            if guessing := at_chance(columns, len(plan.data.classes)):
-                if warn:
-                    warn(guessing)
-                assessed = dataclasses.replace(assessed, warnings=(*assessed.warnings, guessing))
+            assessed = judged(plan, network, specification, columns, checked, warn)
             if fit is None:
                 return columns, seconds, assessed, None
             calls = assessed.calls | {"fit_forwards": fit.forwards, "fit_backwards": fit.backwards}

@@ -1,23 +1,32 @@
-"""Mistakes that no error stops, told as warnings: settings without effect, and a network that only guesses."""
+"""Settings of a plan that have no effect, or that leave nothing to measure, told before the run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
-from torch import Tensor
-
-from .checks import Finding
 from .plan import Plan
+from .reliability import Finding
 
-FEWEST = 30  # images: of fewer, a good network may be at chance by chance
+RESOLUTION = 2.0**-24  # of float32 at a pixel value near 1
 
 
 def of_settings(plan: Plan, found: Iterable[Finding]) -> Iterator[Finding]:
     """Settings of a plan that change nothing; `found`: what the probes said of the network."""
     eps = plan.threat.eps if plan.eps is None else float(plan.eps.max())
     if eps == 0:
-        yield Finding("eps is 0: no image may change, so nothing can be attacked", fatal=False)
+        yield Finding(
+            "eps is 0: no image may change, so nothing can be attacked",
+            fatal=True,
+            invalid=True,
+            advice="give an eps above 0",
+        )
+    elif eps < RESOLUTION:
+        yield Finding(
+            f"eps {eps:g} is below the resolution of float32 pixels (6e-08)",
+            fatal=True,
+            invalid=True,
+            advice="give an eps in pixels of [0, 1], such as 8/255",
+        )
     # A fatal finding may be that it is random and does not say so.
     if plan.stated.randomized or any(finding.fatal for finding in found):
         return
@@ -25,12 +34,3 @@ def of_settings(plan: Plan, found: Iterable[Finding]) -> Iterator[Finding]:
         count = getattr(plan, name)
         if count is not None and count > 1:
             yield Finding(f"{name} {count}: the model is not random, so every draw is the same and costs", fatal=False)
-
-
-def at_chance(columns: Mapping[str, Tensor], classes: int) -> str | None:
-    """A warning where the share of right answers is within two standard deviations of 1 / classes, else None."""
-    right = columns["prediction"] == columns["y"]
-    share, n = 1 / classes, len(right)
-    if n < FEWEST or abs(float(right.double().mean()) - share) > 2 * math.sqrt(share * (1 - share) / n):
-        return None
-    return "clean accuracy is at chance: were the weights loaded, are the labels those of the data?"

@@ -61,9 +61,14 @@ def lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if result.fit_forwards:
         learned = f"{result.fit_forwards:,} forward and {result.fit_backwards:,} backward passes"
         yield "learning", f"{learned}, once, not among those below"
+    if result.idle:
+        why = "eps 0" if row["target"] is None else f"their class is the target {row['target']}"
+        yield "not attackable", f"{100 * result.idle:.1f} % of the images, {why}; they count as robust"
     count = len(result.warnings)
     more = f", {count} warning{'s' if count > 1 else ''}" if count else ""
     yield "verdict", f"{specification.verdict}{more}"
+    if specification.next_step:
+        yield "next step", specification.next_step
     yield (
         "cost",
         f"{row['forwards'] / row['n']:.1f} forward and {row['backwards'] / row['n']:.1f} backward passes an image; "

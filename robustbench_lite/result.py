@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .engine import Entry
+from .row_checks import Rows
 from .streams import content_hashes, hash_rows
 from .threat import distances
 
@@ -121,9 +123,21 @@ class Result:
         return self.run.specification.calls.get("fit_backwards", 0)
 
     @property
+    def idle(self) -> float:
+        """Share of samples that count as robust although nothing could be tried: right, and of the target class."""
+        s = self.run.specification
+        rows = Rows.of(self.run.table, classes=s.dataset.classes, target=s.target)
+        return float(rows.idle.mean())
+
+    @property
     def verdict(self) -> str:
-        """What the probes of the model say of the number."""
+        """Whether the number can be trusted: a word of `reliability.Word`, and the reason where there is one."""
         return self.run.specification.verdict
+
+    @property
+    def next_step(self) -> str:
+        """What to run after this verdict; empty where it is `reliable`."""
+        return self.run.specification.next_step
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -134,7 +148,7 @@ class Result:
         """The numbers as plain JSON."""
         from .records.summary import summarize
 
-        row = summarize(self.run)
+        row, checks = summarize(self.run), self.run.specification.checks
         keep = (
             *("run_id", "status", "model", "defense", "defense_options", "dataset"),
             *("attack", "attack_options", "norm", "eps", "target", "n"),
@@ -150,7 +164,10 @@ class Result:
             "forwards": row["forwards"],
             "backwards": row["backwards"],
             "seconds": row["seconds"],
+            "not_attackable": self.idle,
             "verdict": self.verdict,
+            "next_step": self.next_step,
+            "checks": None if checks is None else dataclasses.asdict(checks),
             "warnings": list(self.warnings),
             **({name: getattr(self, name) for name in ("fit_forwards", "fit_backwards")} if self.learned else {}),
             **(

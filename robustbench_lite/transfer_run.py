@@ -99,7 +99,7 @@ class _Running:
         return [
             f"{name}: {finding.text}"
             for name, network in self.networks.items()
-            for finding in check_model(network, x, y, Stated())
+            for finding in check_model(network, x, y, Stated()).findings
         ]
 
     def table(self) -> pd.DataFrame:

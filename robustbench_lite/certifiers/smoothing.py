@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,6 +46,12 @@ class Smoothing(Certifier):
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.alpha < 1:
             raise UserError(f"alpha must be in (0, 1), got {self.alpha:g}")
+        if (share := lower_bound(self.n, self.n, self.alpha)) <= 0.5:
+            least = math.floor(math.log(self.alpha) / math.log(0.5)) + 1
+            raise UserError(
+                f"n must be >= {least} for alpha {self.alpha:g}, got {self.n}: where all {self.n} noisy copies agree "
+                f"they prove a share of {share:.2g} only, and no image is certified at 1/2 or below"
+            )
 
     def check(self, defenses: Sequence[InferenceDefense], threat: Threat) -> None:
         """The first defense that an image meets must be one that adds Gaussian noise and votes."""
@@ -57,6 +64,19 @@ class Smoothing(Certifier):
             )
         if any(defense.randomized for defense in defenses[1:]):
             raise UserError("method: smoothing certifies one source of noise; leave out the other randomised defenses")
+
+    def doubts(self, defenses: Sequence[InferenceDefense], threat: Threat) -> list[str]:
+        """An eps beyond the largest radius that so many copies can prove."""
+        sigma = defenses[0].sigma_of_votes
+        assert sigma is not None
+        largest = radius_of(lower_bound(self.n, self.n, self.alpha), sigma)
+        if threat.eps <= largest:
+            return super().doubts(defenses, threat)
+        return [
+            f"eps {threat.eps:g} is above {largest:.3g}, the largest radius that n = {self.n} noisy copies can prove "
+            f"at sigma {sigma:g} and alpha {self.alpha:g}: certified accuracy at eps will be 0; raise n or sigma, or "
+            "take a smaller eps"
+        ]
 
     def told(self, defenses: Sequence[InferenceDefense]) -> dict[str, Any]:
         """The noise of the vote."""

@@ -79,9 +79,10 @@ def certify(
     from ..certification_plan import CertificationPlan, certificate_threat, check_certification, make_certifier
     from ..data import balanced_subset
     from ..data_request import DataRequest
+    from ..defense import InferenceDefense
     from ..prepare import make_defenses, pick_device, prepare_model, recorded_defenses
     from .evaluate import check_board
-    from .terminal import note, training_bar
+    from .terminal import note, training_bar, warn
 
     leaderboard = leaderboard.expanduser()
     options = o.merged("--method-option", method_option, {"n0": n0, "n": n, "alpha": alpha})
@@ -98,6 +99,8 @@ def certify(
     shape = tuple(data.shape)
     check_certification(certifier, threat, defenses, shape=shape, seed=seed, batch_size=batch_size)
     index = balanced_subset(data.labels, len(data) if samples is None else samples)
+    for doubt in certifier.doubts([d for d in defenses if isinstance(d, InferenceDefense)], threat):
+        warn(doubt)
     with training_bar(f"training {model}") as bar:
         recipe = {} if epochs is None else {"epochs": epochs}
         network = prepare_model(

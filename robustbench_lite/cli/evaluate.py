@@ -324,9 +324,11 @@ def _show(
     from rich.markup import escape
     from rich.text import Text
 
+    from ..reliability import Word, word_of
     from ..report import NAME_WIDTH, headline, lines
     from .terminal import print_json
 
+    styles: dict[str, str] = {Word.RELIABLE: "", Word.UPPER_BOUND: "yellow", Word.UNCHECKED: "yellow"}
     row = result.summary()
     if as_json:
         print_json({**row, **{name: value for part in more for name, value in part.json.items()}})
@@ -335,11 +337,14 @@ def _show(
     model, about = row["model"], headline(row)
     out.print(f"[bold]{escape(model)}[/]{escape(about.removeprefix(model))}")
     for name, value in lines(result, row):
-        style = {"robust accuracy": "bold", "verdict": "red" if value.startswith("un") else ""}.get(name, "")
+        style = {"robust accuracy": "bold", "verdict": styles.get(word_of(result.verdict) or "", "red")}.get(name, "")
         first, gap, rest = value.partition("  ") if name == "robust accuracy" else (value, "", "")
         shown = Text(f"  {name:<{NAME_WIDTH}} ").append(first, style=style).append(f"{gap}{rest}")
         out.print(shown)
-    again = {"reproduced": " (the same verdicts as the run that was there)"}.get(result.settled, "")
+    again = {
+        "reproduced": " (the same verdicts as the run that was there)",
+        "checked": " (the same verdicts as the run that was there, whose missing sanity checks were added)",
+    }.get(result.settled, "")
     if result.settled.startswith("differs"):
         again = f" ({result.settled} from the run that was there, which is kept)"
     for name, path, after in (

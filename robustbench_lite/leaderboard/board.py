@@ -14,10 +14,11 @@ from ..errors import RecordError, UserError
 from ..records.certificate import FOLDER, Certificate, certificate_files, sound_certificate, sound_certificates
 from ..records.contradiction import certified_beside, refute
 from ..records.files import board_folder, make_folder, write_in_board
-from ..records.run import Run, differing_verdicts
+from ..records.run import Run, differing_verdicts, settle
 from ..records.schema import METADATA_KEY
 from ..records.shards import assemble, incomplete, is_part, is_shard, run_files, sound_run
 from ..records.summary import SUMMARY_SCHEMA, summarize
+from ..records.verdict import has_checks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +88,8 @@ def _stored(path: Path) -> Any:
     return table.replace_schema_metadata(None) if ours else "foreign"
 
 
-def _derive(folder: Path) -> tuple[pa.Table, list[str]]:
+def _derive(folder: Path, *, as_written: bool = False) -> tuple[pa.Table, list[str]]:
+    """The table and the faults; as_written: with the verdicts as the run files have them, in the words of their day."""
     certificates, problems = sound_certificates(folder)
     rows = []
     for path in run_files(folder):
@@ -99,7 +101,8 @@ def _derive(folder: Path) -> tuple[pa.Table, list[str]]:
             problems.append(str(error))
             continue
         refute(certificates=certificates, runs=[run])
-        rows.append({**summarize(run, run_id=path.stem), **certified_beside(run, certificates)})
+        row = {**summarize(run, run_id=path.stem), **certified_beside(run, certificates)}
+        rows.append({**row, "verdict": run.specification.verdict} if as_written else row)
     rows.sort(key=lambda row: tuple((row[name] is not None, row[name]) for name in _ORDER))
     return pa.Table.from_pylist(rows, schema=SUMMARY_SCHEMA), problems
 
@@ -108,8 +111,9 @@ def merge(directory: str | Path, other: str | Path) -> Merged:
     """Copy the sound run files of another leaderboard folder that this one lacks, then put together and build.
 
     A file with a name that is here already is not copied: with the same verdicts it is the same run, with
-    others it is a problem; only a failed run gives way to one that is not. Raises UserError where `other`
-    holds no runs, is this folder, or this one cannot be written.
+    others it is a problem; a failed run gives way to one that is not, and sanity checks that a run
+    here lacks are taken over. Raises UserError where `other` holds no runs, is this folder, or this one cannot be
+    written.
     """
     source = Path(other).expanduser()
     if not (source / "runs").is_dir():
@@ -123,7 +127,11 @@ def merge(directory: str | Path, other: str | Path) -> Merged:
     for path in run_files(source):
         target = folder / "runs" / path.name
         try:
-            if not _is_here(folder, sound_run(path), target):
+            run = sound_run(path)
+            if _adds_checks(run, target):
+                settle(folder, run)
+                copied.append(path.name)
+            elif not _is_here(folder, run, target):
                 write_in_board(target, lambda file, path=path: _copy(path, file))  # type: ignore[misc]
                 copied.append(path.name)
         except RecordError as error:
@@ -154,6 +162,14 @@ def _is_new(certificate: Certificate, target: Path) -> bool:
     if sound_certificate(target).specification.rows_sha256 != certificate.specification.rows_sha256:
         raise RecordError(f"{certificate.path}: {target.name} is here with other rows")
     return False
+
+
+def _adds_checks(run: Run, target: Path) -> bool:
+    """Whether the same run is here with the same verdicts, and without the sanity checks that this one has."""
+    if not target.exists() or not has_checks(run.specification):
+        return False
+    here = sound_run(target)
+    return not has_checks(here.specification) and differing_verdicts(here, run)[0] == 0
 
 
 def _is_here(folder: Path, run: Run, target: Path) -> bool:
@@ -193,7 +209,7 @@ def verify(directory: str | Path) -> list[str]:
         problems.append(f"{path}: not there; build it with rbl leaderboard build")
     elif isinstance(stored, str):
         problems.append(f"{path}: corrupt, or not a leaderboard of robustbench-lite")
-    elif not stored.equals(table):
+    elif not stored.equals(table) and not stored.equals(_derive(folder, as_written=True)[0]):
         problems.append(f"{path}: {_difference(stored, table)}; build it again with rbl leaderboard build")
     return problems
 

@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ..records.specification import threat_text
+from ..reliability import MEANING, Word
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +31,8 @@ _COLUMNS = (
 )
 # Shown only where a row has it.
 _SELDOM = "certified"
+# Told once below a table: they belong to the attack or to the command, not to what was found.
+_EXPLAINED = (Word.UPPER_BOUND, Word.UNCHECKED)
 CAPTION = "accuracy in % with 95 % Wilson interval; forwards and backwards: mean per sample"
 
 
@@ -131,12 +134,15 @@ def to_rich(frame: pd.DataFrame, width: int = NARROWEST) -> Table:
 
 
 def reasons(frame: pd.DataFrame) -> list[str]:
-    """A line for each run with a verdict that says why."""
-    return [
+    """A line for each run with a verdict that says why, and what the words mean that hold no mistake."""
+    records = _records(frame)
+    told = [
         f"{row['model']}, {row['defense']}, {row['attack']}, {threat_text(row['norm'], row['eps'])}: {row['verdict']}"
-        for row in _records(frame)
-        if row["verdict"] and row["verdict"] != _first_word(row)
+        for row in records
+        if row["verdict"] and row["verdict"] != _first_word(row) and _first_word(row) not in _EXPLAINED
     ]
+    words = {_first_word(row) for row in records}
+    return told + [f"{word}: {MEANING[word].replace('`', '')}" for word in _EXPLAINED if word in words]
 
 
 def _first_word(row: dict[str, Any]) -> Any:

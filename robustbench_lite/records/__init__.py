@@ -8,6 +8,7 @@ from .schema import SCHEMA, SCHEMA_VERSION
 from .shards import assemble
 from .specification import (
     AttackRecord,
+    ChecksRecord,
     CostsRecord,
     DatasetRecord,
     DefenseRecord,
@@ -26,6 +27,7 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "AttackRecord",
+    "ChecksRecord",
     "CostsRecord",
     "DatasetRecord",
     "DefenseRecord",

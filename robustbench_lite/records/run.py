@@ -162,10 +162,13 @@ def settle(directory: Path | str, run: Run) -> tuple[Path, str]:
     """Put a run into a leaderboard folder beside what is there.
 
     Returns the file and `written`; `reproduced` where a file with the same verdicts is there already (it is
-    left as it is); `differs: k of n verdicts` where the run is there with others (this one is written beside
-    it under the next free number). A failed run of the same name is replaced, and so is one with the same verdicts
-    where this one names saved examples, which are of its own rows.
+    left as it is); `checked` where this one adds the sanity checks that it lacks; `differs: k of n verdicts` where
+    the run is there with others (this one is written beside it under the next free number). A failed run of the same
+    name is replaced, and so are the rows of one with the same verdicts where this one names saved examples, which are
+    of its own rows. Checks are never lost: of two with the same verdicts those of the one that has them are kept.
     """
+    from .verdict import has_checks, take_checks
+
     path = run_path(directory, run.specification)
     status, number = "written", 1
     while path.exists():
@@ -175,9 +178,14 @@ def settle(directory: Path | str, run: Run) -> tuple[Path, str]:
                 break
             different, total = differing_verdicts(there, run)
             if different == 0:
-                if run.specification.examples:
-                    break  # the same verdicts, and now the images of these rows are at hand
-                return path, "reproduced"
+                known, more = has_checks(there.specification), has_checks(run.specification)
+                if run.specification.examples:  # the same verdicts, and now the images of these rows are at hand
+                    run = take_checks(run, there) if known and not more else run
+                elif known or not more:
+                    return path, "reproduced"
+                else:
+                    run, status = take_checks(there, run), "checked"
+                break
             status = f"differs: {different} of {total} verdicts" if status == "written" else status
         number += 1
         path = run_path(directory, run.specification, suffix=f"-{number}")

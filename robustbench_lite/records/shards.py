@@ -12,9 +12,12 @@ import pyarrow.compute as pc
 
 from ..errors import RecordError
 from ..files import sync
+from ..reliability import joined
+from ..row_checks import Rows, check_rows
 from .check import check_run
 from .run import Run, base_name, differing_verdicts, read_run, seal, settle
-from .specification import Specification
+from .specification import ChecksRecord, Specification
+from .verdict import has_checks
 
 
 def run_files(directory: Path) -> list[Path]:
@@ -97,7 +100,7 @@ def assemble(directory: Path) -> tuple[list[Path], list[str]]:
 
 
 def _drop_known(directory: Path, name: str, shards: dict[int, Run]) -> dict[int, Run]:
-    """Remove the shards whose every verdict a sound whole on disk has already; return the others."""
+    """Remove the shards whose every verdict a sound whole on disk has already, with checks; return the others."""
     wholes = [path for path in run_files(directory) if path.name.startswith(name) and not is_shard(path)]
     known: set[int] = set()
     for path in wholes:
@@ -106,7 +109,12 @@ def _drop_known(directory: Path, name: str, shards: dict[int, Run]) -> dict[int,
         except RecordError:
             continue
         if whole.specification.status == "complete":
-            known |= {number for number, shard in shards.items() if is_part(shard, whole)}
+            checked = has_checks(whole.specification)
+            known |= {
+                number
+                for number, shard in shards.items()
+                if is_part(shard, whole) and (checked or not has_checks(shard.specification))
+            }
     _remove(shards[number].path for number in known)
     return {number: shard for number, shard in shards.items() if number not in known}
 
@@ -144,12 +152,19 @@ def join_shards(shards: list[Run]) -> Run:
     for name in _unique(name for part in parts for name in part.calls if name.startswith("fit_")):
         calls[name] = max(part.calls.get(name, 0) for part in parts)
     failed = any(part.status == "failed" for part in parts)
+    table = pa.concat_tables([shard.table for shard in shards])
+    found = check_rows(Rows.of(table, classes=first.dataset.classes, target=first.target)) if table.num_rows else []
+    advice = [*(finding.advice for finding in found), *(part.next_step for part in parts)]
     specification = dataclasses.replace(
         first,
         status="failed" if failed else "complete",
         shard=None,
-        warnings=tuple(_unique([*(w for part in parts for w in part.warnings), *_mixed(parts)])),
-        verdict="; ".join(_unique(part.verdict for part in parts)),
+        warnings=tuple(
+            _unique([*(w for part in parts for w in part.warnings), *(f.text for f in found), *_mixed(parts)])
+        ),
+        verdict=joined((part.verdict for part in parts), found),
+        next_step=next(iter(_unique(advice)), ""),
+        checks=_checks(parts),
         device=" + ".join(_unique(part.device for part in parts)),
         times=dataclasses.replace(
             first.times,
@@ -159,11 +174,25 @@ def join_shards(shards: list[Run]) -> Run:
         calls=dict(calls),
         examples=None,
     )
-    whole = seal(specification, pa.concat_tables([shard.table for shard in shards]))
+    whole = seal(specification, table)
     faults = check_run(whole)
     if faults:
         raise RecordError(f"shards do not fit together: {'; '.join(faults[:2])}")
     return whole
+
+
+def _checks(parts: list[Specification]) -> ChecksRecord | None:
+    """The checks that ran in every part; None where one does not know."""
+    each = [part.checks for part in parts if part.checks is not None]
+    if len(each) < len(parts):
+        return None
+    return ChecksRecord(
+        asked=all(checks.asked for checks in each),
+        before=tuple(name for name in each[0].before if all(name in checks.before for checks in each)),
+        # A part in which no image survived has nothing for other attacks to be tried on.
+        after=tuple(_unique(name for checks in each for name in checks.after)),
+        images=sum(checks.images for checks in each),
+    )
 
 
 def _mixed(parts: list[Specification]) -> list[str]:

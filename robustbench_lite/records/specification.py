@@ -129,6 +129,20 @@ class CostsRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChecksRecord:
+    """Which checks ran. asked: whether sanity checks were to run, which `--no-checks` switches off.
+
+    before, after: names of the model checks before the attack and of the sanity checks after it. images: how many
+    surviving images other attacks were tried on.
+    """
+
+    asked: bool
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExamplesRecord:
     """The saved images of the run."""
 
@@ -141,7 +155,8 @@ class Specification:
     """A run without its rows.
 
     `calls` counts all queries: `forwards` and `backwards` are the sums of the rows, others (such as
-    `check_forwards`) stand beside them. `shard` is (I, N) with 1 <= I <= N.
+    `check_forwards`) stand beside them. `shard` is (I, N) with 1 <= I <= N. `verdict`: a word of `reliability.Word` and
+    its reason; `next_step`: what to run after it; `checks`: which checks ran, null in records that do not know.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -163,6 +178,8 @@ class Specification:
     shard: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
     verdict: str = ""
+    next_step: str = ""
+    checks: ChecksRecord | None = None
     device: str
     environment: EnvironmentRecord
     times: TimesRecord
@@ -194,7 +211,7 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
-        if version in (1, 2, 3):
+        if version in (1, 2, 3, 4):
             _complete(raw)
         specification: Specification = decode(cls, raw, "specification")
         fault = specification._fault()
@@ -305,7 +322,7 @@ def _complete(raw: dict[str, Any]) -> None:
     """What a version did not know yet.
 
     Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense,
-    defenses that reject or learn.
+    defenses that reject or learn; 4: which checks ran, and what to run next.
     """
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
@@ -319,6 +336,8 @@ def _complete(raw: dict[str, Any]) -> None:
             raw["attack"].setdefault("minimal", False)
         raw["attack"].setdefault("own_limits", False)
     raw.setdefault("costs", None)
+    raw.setdefault("next_step", "")
+    raw.setdefault("checks", None)
 
 
 def _no_constant(name: str) -> float:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from .run import Run
 from .specification import OWN_LIMITS
+from .verdict import verdict_of
 
 Z95 = 1.959963984540054
 
@@ -91,7 +92,7 @@ def summarize(run: Run, *, run_id: str | None = None) -> dict[str, Any]:
     return {
         "run_id": run_id or s.run_id(),
         "status": s.status,
-        "verdict": s.verdict,
+        "verdict": verdict_of(run),
         "model": s.model.name,
         "model_sha256": s.model.sha256,
         "defense": s.defense,

@@ -22,6 +22,7 @@ from ..prepare import Untrained, defense_images, fit_images, prepare_model, reco
 from ..records.run import Run
 from ..records.shards import sound_run
 from ..records.specification import CostsRecord
+from ..records.verdict import has_checks
 from ..running import Interrupted
 from ..surrogate import Surrogate
 from .costs import forward_costs
@@ -172,7 +173,7 @@ class Bench:
     def file(self, plan: Plan) -> Path:
         """Where the plan's run is, or will be."""
         now = datetime.datetime.now(datetime.UTC)
-        return self.leaderboard / "runs" / f"{specification_of(with_fit_data(plan), now, [], {}).run_id()}.parquet"
+        return self.leaderboard / "runs" / f"{specification_of(with_fit_data(plan), now, {}).run_id()}.parquet"
 
     def is_trained(self, cell: Cell) -> bool:
         """Whether the cell's network is there, so that none has to be trained; only where the bench may not train."""
@@ -193,13 +194,18 @@ class Bench:
             file = self.file(self.plan(cell))
         except RblError:
             return None
-        return file if is_complete(file) else None
+        return file if is_complete(file, checked=self.checked) else None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the runs of this sweep have sanity checks."""
+        return bool(self.sweep.settings.get("checks", True))
 
     def run(self, cell: Cell) -> Done:
         """The cell, run unless its run is there."""
         plan = self.plan(cell)
         file = self.file(plan)
-        if is_complete(file):
+        if is_complete(file, checked=self.checked):
             return Done(cell, "there", file)
         with self.watch.attacking(f"{plan.attack.name} on {cell.row['defense']}", len(plan.order)) as progress:
             result = run_plan(
@@ -240,12 +246,15 @@ class Bench:
         return build_source(source, n_classes=len(plan.data.classes), shape=shape, pretrained=pretrained, seed=0)
 
 
-def is_complete(file: Path) -> bool:
-    """Whether a whole and sound run is in the file."""
+def is_complete(file: Path, *, checked: bool = False) -> bool:
+    """Whether a whole and sound run is in the file, with sanity checks where these are wanted."""
     try:
-        return file.exists() and sound_run(file).specification.status == "complete"
+        if not file.exists():
+            return False
+        found = sound_run(file).specification
     except RecordError:
         return False
+    return found.status == "complete" and (not checked or has_checks(found))
 
 
 def run_sweep(bench: Bench, cells: Sequence[Cell]) -> list[Done]:

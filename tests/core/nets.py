@@ -34,10 +34,18 @@ def filled(model: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.Module:
     return model.eval()
 
 
+def centred(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> nn.Module:
+    """The same network with equal logits for a grey image, so that it gives random images more than one class."""
+    *_, bias = model.parameters()
+    with torch.no_grad():
+        bias.sub_(model(torch.full((1, *shape), 0.5))[0])
+    return model
+
+
 def mlp(classes: int = 4, *, shape: tuple[int, ...] = SHAPE, seed: int = 0, scale: float = 2.0) -> nn.Module:
     size = torch.Size(shape).numel()
     layers = nn.Sequential(nn.Flatten(), nn.Linear(size, 24), nn.Tanh(), nn.Linear(24, classes))
-    return filled(layers, seed, scale)
+    return centred(filled(layers, seed, scale), shape)
 
 
 def conv(classes: int = 4, *, channels: int = 1, seed: int = 0, scale: float = 2.0) -> nn.Module:
@@ -45,7 +53,7 @@ def conv(classes: int = 4, *, channels: int = 1, seed: int = 0, scale: float = 2
         nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(classes)
     )
     layers(torch.zeros(1, channels, *SHAPE[1:]))
-    return filled(layers, seed, scale)
+    return centred(filled(layers, seed, scale), (channels, *SHAPE[1:]))
 
 
 class Binary(nn.Module):

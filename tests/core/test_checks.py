@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lite.checks import Finding, Stated, check_again, check_model, verdict
+from robustbench_lite.checks import Stated, check_again, check_model
 from robustbench_lite.defense import InferenceDefense, wrap_all
 from robustbench_lite.defenses.bit_depth import BitDepth
 from robustbench_lite.defenses.random_noise import RandomNoise
 from robustbench_lite.losses import margin
 from robustbench_lite.network import Network, frozen
+from robustbench_lite.reliability import Finding, decide
 
 from .nets import SHAPE, Rows, conv, filled, images, labels_of, mlp
 
@@ -36,7 +37,7 @@ def probe(
         stated = Stated(any(d.randomized for d in defenses), all(d.differentiable for d in defenses))
     defended = wrap_all(model, defenses)
     with frozen(defended), torch.no_grad():
-        return check_model(Network(defended, eot=eot), x, y, stated)
+        return check_model(Network(defended, eot=eot), x, y, stated).findings
 
 
 class Through(nn.Module):
@@ -109,14 +110,15 @@ def test_a_lie_is_found(lie: str) -> None:
     model, text = LIES[lie]
     fatal = [finding for finding in probe(model) if finding.fatal]
     assert any(text in finding.text for finding in fatal), fatal
-    assert verdict(fatal).startswith("unreliable: ")
-    assert "\n" not in verdict(fatal)
+    assert decide(fatal).startswith("unreliable: ")
+    assert "\n" not in decide(fatal)
+    assert all(finding.advice for finding in fatal)
 
 
 def test_softmax_is_seen_and_is_a_warning() -> None:
     findings = probe(Through(logits=lambda z: z.softmax(1)))
     assert [f.fatal for f in findings if "softmax seen" in f.text] == [False]
-    assert verdict(findings) == "reliable"
+    assert decide(findings) == "reliable"
 
 
 def test_logits_that_happen_to_be_positive_are_no_softmax() -> None:
@@ -266,7 +268,7 @@ def test_gradients_are_no_reason_to_doubt_who_follows_none() -> None:
     model = LIES["quantised"][0]
     x = pixels()
     with frozen(model), torch.no_grad():
-        findings = check_model(Network(model), x, labels_of(model, x), Stated(), follows=False)
+        findings = check_model(Network(model), x, labels_of(model, x), Stated(), follows=False).findings
     assert [f.fatal for f in findings] == [False]
 
 
@@ -297,5 +299,5 @@ def test_probes_cost_little_and_leave_no_trace() -> None:
 
 def test_the_verdict_names_the_fatal_ones_only() -> None:
     findings = [Finding("mild: a", fatal=False), Finding("bad; b", fatal=True)]
-    assert verdict(findings) == "unreliable: bad"
-    assert verdict(findings[:1]) == "reliable"
+    assert decide(findings) == "unreliable: bad"
+    assert decide(findings[:1]) == "reliable"

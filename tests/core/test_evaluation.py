@@ -130,7 +130,7 @@ def test_a_plane_from_the_outside() -> None:
 @pytest.mark.parametrize("make", [mlp, conv])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_deterministic_rows_at_any_batch_size(make: Callable[[], nn.Module], norm: str) -> None:
-    model, eps = make(), 0.1 if norm == "linf" else 0.6
+    model, eps = make(), 0.05 if norm == "linf" else 0.4
     y = labels_of(model, X)
     options: dict[str, Any] = {
         "model": model,
@@ -198,7 +198,7 @@ def test_eps_of_each_sample() -> None:
     together = evaluate(eps=torch.full((40,), 0.1))
     assert torch.equal(together.success, evaluate(eps=0.1).success)
     each = torch.where(torch.arange(40) < 20, 0.02, 0.3)
-    mixed = evaluate(eps=each)
+    mixed = evaluate(eps=each, checks=False)
     assert mixed.adversarial is not None
     assert ((mixed.adversarial - X).double().abs().flatten(1).amax(1) <= each.double()).all()
     assert mixed.samples["eps"].to_numpy() == pytest.approx(each.numpy())
@@ -208,10 +208,10 @@ def test_eps_of_each_sample() -> None:
 def test_a_small_eps_searches_as_finely_among_large_ones() -> None:
     """A sample's verdict does not hang on the eps of the others."""
     small = torch.full((40,), 0.03)
-    alone = evaluate(eps=small)
+    alone = evaluate(eps=small, checks=False)
     mixed = small.clone()
     mixed[0] = 1.0
-    assert torch.equal(evaluate(eps=mixed).adversarial[1:], alone.adversarial[1:])  # type: ignore[index]
+    assert torch.equal(evaluate(eps=mixed, checks=False).adversarial[1:], alone.adversarial[1:])  # type: ignore[index]
 
 
 def test_eps_of_each_sample_is_rounded_down() -> None:

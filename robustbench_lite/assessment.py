@@ -17,6 +17,7 @@ from .plan import Plan, check_images
 from .streams import Stream, content_hashes
 from .subjects import Scene, Subjects
 from .targets import check_target
+from .worst_case import WorstCase
 
 if TYPE_CHECKING:
     from .records.specification import Specification
@@ -56,7 +57,7 @@ def judged(
     if not plan.stated.randomized and not any(f.fatal for f in findings):
         found += _again(plan, network, columns)
     found += second_look(
-        plan.attack,
+        plan.attack.checked_as if isinstance(plan.attack, WorstCase) else plan.attack,
         Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1]),
         images=len(columns["index"]),
         seed=plan.seed,

@@ -48,7 +48,8 @@ class Entry:
     claim: an image that waits for its proof, claim_step: at which step it was seen, -1 for none;
     claim_distance: how far it is, where nearer is better. ends: in a portfolio the image nearest to the goal of
     those that earlier parts ended at; ends_missing: (N, 2) by how much the best of the parts with gradients and
-    the best of those without missed the goal there, inf for none.
+    the best of those without missed the goal there, inf for none. turn: of several attacks the last that was tried,
+    -1 for none; turn_calls: (N, attacks, 2) int64, the forward and backward passes of each.
     """
 
     index: Tensor
@@ -76,6 +77,8 @@ class Entry:
     claim_distance: Tensor
     ends: Tensor | None = None
     ends_missing: Tensor | None = None
+    turn: Tensor | None = None
+    turn_calls: Tensor | None = None
 
     @property
     def any_class(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +66,13 @@ class Portfolio(Attack):
 
     Each part is run as it would be alone, with the same random numbers, on the samples that all parts before it
     left. A minimal part stops at the first image within eps.
+
+    apart: each part is an attack by itself, as `WorstCase` has them. It begins at the clean image of every survivor,
+    whatever the parts before it pruned, draws the random numbers that it would alone, and its passes are counted apart
+    (`Entry.turn`, `Entry.turn_calls`). It may be a portfolio.
     """
+
+    apart: ClassVar[bool] = False
 
     def parts(self, threat: Threat) -> tuple[Attack | Part, ...]:
         """The attacks in their order, at least one; a Part where it is not for all that are left."""
@@ -99,7 +105,7 @@ class Portfolio(Attack):
         least, most = self.least_calls(threat), self.calls(threat)
         if least is None or most is None:
             return None
-        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        attacks = self._all(threat)
         # Each attempt ends in a proof; one that looks for the nearest may have nothing to prove.
         sure = sum(part.attempts for part in self._for_all(threat) if not part.minimal)
         proofs = sum(attack.attempts * most_proofs(attack) for attack in attacks)
@@ -108,16 +114,22 @@ class Portfolio(Attack):
             (votes + turns * (eot * most[0] + votes * proofs), turns * eot * most[1]),
         )
 
+    def _all(self, threat: Threat) -> list[Attack]:
+        """The attacks of all parts, those of a part that is a portfolio among them."""
+        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        return [each for a in attacks for each in (a._all(threat) if isinstance(a, Portfolio) else [a])]
+
     def _for_all(self, threat: Threat) -> list[Attack]:
         """The parts before the first that gives anybody up."""
         parts = itertools.takewhile(lambda part: part.hope >= 1, map(Part.of, self.parts(threat)))
-        return [part.attack.resolve(threat) for part in parts]
+        attacks = [part.attack.resolve(threat) for part in parts]
+        return [each for a in attacks for each in (a._for_all(threat) if isinstance(a, Portfolio) else [a])]
 
     def _summed(self, threat: Threat, *, hopeless: bool) -> tuple[int, int] | None:
         if hopeless:
             attacks = [attack for attack in self._for_all(threat) if not attack.ends_early]
         else:
-            attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+            attacks = self._all(threat)
         every = [attack.calls(threat) for attack in attacks]
         known = [calls for calls in every if calls is not None]
         return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) == len(every) else None
@@ -142,6 +154,40 @@ def engine_for(
     if isinstance(attack, Portfolio):
         return Chain(attack, network, source, threat=threat, resolve=resolve, **settings)
     return Engine(attack, network, source, threat=threat, **settings)
+
+
+class Link(NamedTuple):
+    """A part of a chain.
+
+    tag: sets its random numbers apart from those of an earlier part of the same name. turn: which of several attacks it
+    belongs to, from 0. path: the prefix of what it learned.
+    """
+
+    part: Part
+    tag: str = ""
+    turn: int = 0
+    path: str = ""
+
+
+def links(attack: Portfolio, threat: Threat, *, resolve: bool = True, path: str = "") -> list[Link]:
+    """The parts of a portfolio in their order, and in place of a portfolio among them its parts.
+
+    resolve=False leaves defaults that depend on eps open.
+    """
+    found: list[Link] = []
+    names: list[str] = []
+    for number, part in enumerate(map(Part.of, attack.parts(threat))):
+        here, turn = f"{path}{number}.", number if attack.apart else 0
+        if isinstance(part.attack, Portfolio):
+            inner = links(part.attack, threat, resolve=resolve, path=here)
+            found += [link._replace(turn=turn) for link in inner]
+            continue
+        # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
+        again = 0 if attack.apart else names.count(part.attack.name)
+        names.append(part.attack.name)
+        made = replace(part, attack=part.attack.resolve(threat)) if resolve else part
+        found.append(Link(made, f" again {again}" if again else "", turn, here))
+    return found
 
 
 class Chain:
@@ -169,13 +215,8 @@ class Chain:
         # Whole batches: a source reads them ahead.
         batch = int(settings.get("batch_size", 256))
         self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
-        parts = list(map(Part.of, attack.parts(threat)))
-        if resolve:
-            parts = [replace(part, attack=part.attack.resolve(threat)) for part in parts]
-        names = [part.attack.name for part in parts]
-        # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
-        again = [names[:k].count(name) for k, name in enumerate(names)]
-        self.parts = tuple(zip(parts, ["" if not n else f" again {n}" for n in again], strict=True))
+        self.parts = tuple(links(attack, threat, resolve=resolve))
+        self.turns = 1 + self.parts[-1].turn if attack.apart else 0  # attacks whose passes are counted apart
         self.first = 0  # of the present cohort
         self.part = 0
         self.left: dict[int, list[Entry]] = {}  # who waits, by the part that is next for them
@@ -186,14 +227,17 @@ class Chain:
         while True:
             last = self.part + 1 == len(self.parts)
             for entry, x in self.engine.run():
+                entry = self._counted(entry)
                 if last or not len(entry.y):
                     yield _bare(entry), x
                     continue
-                entry = _with_ends(entry, self.parts[self.part][0])
+                entry = _with_ends(entry, self.parts[self.part].part)
                 goes = self._next(entry)
                 for part in torch.unique(goes).tolist():
                     if part < len(self.parts):
-                        self.left.setdefault(part, []).append(_fresh(take(entry, goes == part), x[goes == part]))
+                        fresh = _fresh(take(entry, goes == part), x[goes == part])
+                        same = self.parts[part].turn == self.parts[self.part].turn
+                        self.left.setdefault(part, []).append(fresh if same else _bare(fresh))
                 over = goes == len(self.parts)
                 yield _bare(take(entry, over)), x[over]
             if self.left:
@@ -210,13 +254,32 @@ class Chain:
         """Which part is next for each sample, (N,) int64; one past the last for who is finished."""
         goes = torch.full_like(entry.y, len(self.parts))
         # A ball of size 0 holds nothing but the image.
-        standing = entry.attacked & ~entry.success & (entry.eps > 0) & ~self.engine.spent(entry.forwards)
-        for number, (part, _) in enumerate(self.parts[self.part + 1 :], self.part + 1):
-            standing = standing & part.hopeful(entry)
-            enters = standing & ~part.passed_by(entry)
+        left = entry.attacked & ~entry.success & (entry.eps > 0) & ~self.engine.spent(entry.forwards)
+        standing, turn = left, self.parts[self.part].turn
+        for number, link in enumerate(self.parts[self.part + 1 :], self.part + 1):
+            if link.turn != turn:
+                # Another attack, which knows nothing of what those before it pruned.
+                return torch.where(left & (goes == len(self.parts)), number, goes)
+            standing = standing & link.part.hopeful(entry)
+            enters = standing & ~link.part.passed_by(entry)
             goes = torch.where(enters, number, goes)
             standing = standing & ~enters
         return goes
+
+    def _counted(self, entry: Entry) -> Entry:
+        """With the passes of the present part added to those of its attack; as it is where none are counted apart."""
+        if not self.turns:
+            return entry
+        turn, calls = entry.turn, entry.turn_calls
+        if turn is None or calls is None:
+            turn, calls = torch.full_like(entry.y, -1), entry.y.new_zeros((len(entry.y), self.turns, 2))
+        present = self.parts[self.part].turn
+        # What a sample cost before its first attack is its clean pass.
+        known = calls.sum(1) + calls.new_tensor([self.engine.votes, 0])
+        more = torch.stack([entry.forwards, entry.backwards], 1) - known
+        calls = calls.index_add(1, turn.new_tensor([present]), more.unsqueeze(1))
+        tried = entry.attacked & ((entry.eps > 0) | self.parts[self.part].part.attack.minimal)
+        return replace(entry, turn=torch.where(tried, present, turn), turn_calls=calls)
 
     @property
     def under_way(self) -> float:
@@ -232,9 +295,8 @@ class Chain:
         return _Slice(self.source, self.first, self.size)
 
     def _engine(self, waiting: Entry | None) -> Engine:
-        part, tag = self.parts[self.part]
+        part, tag, _, own = self.parts[self.part]
         cohort = self._cohort
-        own = f"{self.part}."
         learned = {name.removeprefix(own): tensor for name, tensor in self.learned.items() if name.startswith(own)}
         given: dict[str, Any] = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag}
         given |= {"learned": learned, **self.settings}

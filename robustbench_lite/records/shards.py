@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from ..errors import RecordError
 from ..files import sync
 from .check import check_run
 from .run import Run, base_name, differing_verdicts, read_run, seal, settle
-from .specification import Specification
+from .specification import AttackOutcome, Specification
 
 
 def run_files(directory: Path) -> list[Path]:
@@ -158,12 +158,19 @@ def join_shards(shards: list[Run]) -> Run:
         ),
         calls=dict(calls),
         examples=None,
+        by_attack=tuple(map(_joined, zip(*(part.by_attack for part in parts), strict=True))),
     )
     whole = seal(specification, pa.concat_tables([shard.table for shard in shards]))
     faults = check_run(whole)
     if faults:
         raise RecordError(f"shards do not fit together: {'; '.join(faults[:2])}")
     return whole
+
+
+def _joined(parts: Sequence[AttackOutcome]) -> AttackOutcome:
+    """What one of several attacks did in all shards."""
+    names = ("images", "successes", "forwards", "backwards")
+    return dataclasses.replace(parts[0], **{name: sum(getattr(part, name) for part in parts) for name in names})
 
 
 def _mixed(parts: list[Specification]) -> list[str]:

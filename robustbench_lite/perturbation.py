@@ -127,7 +127,7 @@ def _naming(label: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        said = re.sub(r"^(?:attack option )?(\w+)(?= must\b)", rf"attack option {label}.\1", str(error))
+        said = re.sub(r"^(?:attack option )?(\w+)(?= must\b|: unknown name)", rf"attack option {label}.\1", str(error))
         error.args = (said, *error.args[1:])
         raise
 

@@ -203,11 +203,12 @@ def check_settings(
         raise UserError(f"y: expected labels of at least 2 classes, got {len(data.classes)}")
     threat.check_shape(tuple(data.shape))
     check_target(target, data.classes)
+    attacks = attack.attacks if isinstance(attack, WorstCase) else (attack,)
     if target is not None and not attack.targeted:
-        attacks = attack.attacks if isinstance(attack, WorstCase) else (attack,)
         cannot = ", ".join(each.name for each in attacks if not each.targeted)
         raise UserError(f"target: attack {cannot} cannot aim at a class; leave it out")
-    check_fit_target(attack, check_target(target, data.classes))
+    for each in attacks:
+        check_fit_target(each, check_target(target, data.classes))
 
 
 def _whole(name: str, value: int) -> int:

@@ -184,7 +184,7 @@ def _attacks(top: _Table) -> Iterator[AttackEntry]:
             entries = table.entries("surrogates", "name")
             surrogates = tuple(_model(place, each, SURROGATE_SEED) for place, each in entries)
         table.known.append("surrogates")
-        if name.startswith(PREFIX) and not surrogates:
+        if any(each.strip().startswith(PREFIX) for each in name.split(" + ")) and not surrogates:
             raise table.wrong("surrogates", f"must be given for {name}: a list of models that make the images")
         norms = tuple(table.take("norms", list, []))
         if wrong := [norm for norm in norms if norm not in NORMS]:

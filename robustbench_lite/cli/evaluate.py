@@ -313,7 +313,7 @@ def _announce(plan: Plan) -> None:
         forwards, backwards = (f"{a:,} to {b:,}" for a, b in zip(least, most, strict=True))
     else:
         forwards, backwards = f"at most {min(most[0], plan.max_queries):,}", f"at most {most[1]:,}"
-    note(f"{about}; an image that stands costs")
+    note(f"{about}; an image that survives costs")
     note(f"  {forwards} forward and {backwards} backward passes")
 
 

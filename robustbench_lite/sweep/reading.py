@@ -177,6 +177,9 @@ def _threats(top: _Table) -> Iterator[Threat]:
 
 def _attacks(top: _Table) -> Iterator[AttackEntry]:
     for where, table in top.entries("attacks", "name"):
+        several = table.values.get("name")
+        if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
+            table.values["name"] = " + ".join(several)
         name = table.need("name", str)
         options = dict(_flat(table.take("options", dict, {})))
         surrogates: tuple[ModelEntry, ...] = ()

@@ -21,6 +21,7 @@ from .row_checks import Rows, check_rows
 from .streams import Stream, content_hashes
 from .subjects import Scene, Subjects
 from .targets import check_target
+from .worst_case import WorstCase
 
 if TYPE_CHECKING:
     from .records.specification import Specification
@@ -68,7 +69,7 @@ def judged(
             after.add("repeated answers", _again(plan, network, columns))
         scene = Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1])
         looked = second_look(
-            plan.attack,
+            plan.attack.checked_as if isinstance(plan.attack, WorstCase) else plan.attack,
             scene,
             images=len(columns["index"]),
             seed=plan.seed,

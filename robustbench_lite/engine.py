@@ -54,7 +54,9 @@ class Entry:
     those that earlier parts ended at; ends_missing: (N, 3) by how much the best of the parts of each kind in
     `SOURCES` missed the goal there (gradient ascents, searches without gradients, and parts that began at the nearest
     adversarial example), inf for none. nearest, nearest_distance: in a portfolio, the
-    nearest adversarial example that its minimum-norm parts found beyond eps, and its distance (N,), inf for none.
+    nearest adversarial example that its minimum-norm parts found beyond eps, and its distance (N,), inf for none. turn:
+    of several attacks the last that was tried, -1 for none; turn_calls: (N, attacks, 2) int64, the forward and
+    backward passes of each.
     """
 
     SOURCES: ClassVar[tuple[str, ...]] = ("gradient", "search", "nearest")
@@ -86,6 +88,8 @@ class Entry:
     ends_missing: Tensor | None = None
     nearest: Tensor | None = None
     nearest_distance: Tensor | None = None
+    turn: Tensor | None = None
+    turn_calls: Tensor | None = None
 
     @property
     def any_class(self) -> bool:

@@ -36,7 +36,7 @@ def evaluate(
     x: Tensor | np.ndarray[Any, Any],
     y: Tensor | np.ndarray[Any, Any],
     *,
-    attack: str | Attack = "pgd",
+    attack: str | Attack | Sequence[str | Attack] = "pgd",
     norm: str | None = None,
     eps: float | Tensor | str | None = None,
     target: str | int | None = None,
@@ -58,12 +58,14 @@ def evaluate(
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Robust accuracy of `model` on images under one attack, with one row and the image of each sample.
+    """Robust accuracy of `model` on images under an attack, or several, with one row and the image of each sample.
 
     model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
     numpy do as well as tensors.
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
-    out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`.
+    out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`. A list of attacks
+    is the worst case over them: an image is robust only where it survives all (`Result.by_attack` has each); their
+    options are named `ATTACK.OPTION`, as {"pgd.steps": 50}.
     norm, eps: the threat, eps in pixels of [0, 1] (a number, a fraction as text, or (N,) one a sample);
     default linf, or the first norm of an attack that lacks it, with 8/255 for linf, 0.5 for l2, 12 for l1, 24 for l0.
     target: None, random, next, least-likely, all or a class.

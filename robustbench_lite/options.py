@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -48,6 +48,47 @@ def parse_pairs(argument: str, pairs: Iterable[str]) -> dict[str, str]:
             raise UserError(f"{argument}: {key} is given twice")
         options[key] = value.strip()
     return options
+
+
+def owner_of(
+    key: str,
+    names: Sequence[Collection[str]],
+    options: Sequence[Collection[str]],
+    labels: Sequence[str],
+    *,
+    argument: str,
+    kind: str,
+) -> tuple[int, str]:
+    """Which of several things an option belongs to, and what that thing calls it.
+
+    Args:
+        key: `OWNER.OPTION`, or `OPTION` where only one of them has it; dashes and underscores are the same.
+        names: What each of them answers to.
+        options: The options that each of them has.
+        labels: What an error calls each of them.
+        argument: How the option is given, for errors.
+        kind: What the owners are, for errors.
+
+    Raises:
+        UserError: For an owner or an option that none of them has, and for an option of several without an owner.
+    """
+    owner, dot, option = key.replace("-", "_").rpartition(".")
+    if dot:
+        for place, answers in enumerate(names):
+            if owner in {answer.replace("-", "_") for answer in answers if isinstance(answer, str)}:
+                return place, option
+        raise UserError(f"{argument}: no {kind} {key.rpartition('.')[0]!r}; {close_names(owner, labels)}")
+    places = [place for place, known in enumerate(options) if option in known]
+    if len(places) == 1:
+        return places[0], option
+    if places:
+        both = " and ".join(labels[place] for place in places)
+        raise UserError(
+            f"{argument} {option}: {both} both have it; say which, as {argument} {labels[places[0]]}.{option}=VALUE"
+        )
+    every = [known for each in options for known in each]
+    hint = close_names(option, every) if every else f"no {kind} with options is given"
+    raise UserError(f"{argument}: unknown option {option!r}; {hint}")
 
 
 def option_types(cls: Any) -> Mapping[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,16 +15,16 @@ from .attack import Attack, Batch, ball_of
 from .errors import UserError, unknown_name
 from .fitting import FitData, fit_attack, needs_fit
 from .network import Network, frozen
-from .options import configure
+from .options import configure, option_types, owner_of
 from .query import Query
-from .registry import load
 from .streams import Stream
 from .surrogate import PREFIX, Surrogate, Transfer
 from .threat import Threat
+from .worst_case import WorstCase, attack_class, numbered
 
 
 def make_attack(
-    spec: str | Attack,
+    spec: str | Attack | Sequence[str | Attack],
     options: Mapping[str, Any] | None,
     threat: Threat,
     *,
@@ -31,11 +33,15 @@ def make_attack(
 ) -> Attack:
     """The attack that `spec` names with these options, its defaults filled in for the threat.
 
+    Several names, or instances, are the worst case over all of them; their options are then named `ATTACK.OPTION`, or
+    `OPTION` alone where only one of them has it.
     resolve=False leaves defaults that depend on eps open, for samples that each have an eps of their own.
     surrogates: what `transfer:NAME` attacks in place of the network under test.
     Raises UserError for an unknown name or option, for a norm that the attack does not have, and for a transfer
     without a surrogate or the reverse.
     """
+    if not isinstance(spec, str | Attack) and isinstance(spec, list | tuple):
+        return _several(spec, options, threat, resolve=resolve, surrogates=surrogates)
     if isinstance(spec, str) and spec.startswith(PREFIX):
         _check_types(spec, options)
         if spec.startswith(PREFIX * 2):
@@ -45,7 +51,7 @@ def make_attack(
         inner = make_attack(spec.removeprefix(PREFIX), own, threat, resolve=resolve)
         return Transfer(inner, tuple(surrogates), ensemble)
     if surrogates:
-        name = spec.name if isinstance(spec, Attack) else spec
+        name = spec if isinstance(spec, str) else getattr(spec, "name", spec)
         raise UserError(f"surrogate: attack {name} attacks the model itself; give {PREFIX}{name}, or no surrogate")
     if isinstance(spec, Attack):
         if options:
@@ -53,13 +59,77 @@ def make_attack(
         attack = spec
     else:
         _check_types(spec, options)
-        cls = load("attacks", spec, argument="attack")
-        if not (isinstance(cls, type) and issubclass(cls, Attack)):
-            raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see rbl attacks new")
-        attack = configure(cls, options, argument="attack option")
+        assert isinstance(spec, str)
+        attack = configure(_class_of(spec), options, argument="attack option")
     if threat.norm not in attack.norms:
         raise unknown_name(f"norm of attack {attack.name}", threat.norm, attack.norms)
     return attack.resolve(threat) if resolve else attack
+
+
+def _class_of(spec: str) -> type[Attack]:
+    cls = attack_class(spec)
+    if not (isinstance(cls, type) and issubclass(cls, Attack)):
+        raise UserError(f"attack: {spec} is no subclass of robustbench_lite.Attack; see rbl attacks new")
+    return cls
+
+
+def _several(
+    specs: Sequence[str | Attack],
+    options: Mapping[str, Any] | None,
+    threat: Threat,
+    *,
+    resolve: bool,
+    surrogates: Sequence[Surrogate],
+) -> Attack:
+    """The worst case over several attacks; of one, that attack."""
+    if not specs:
+        raise UserError("attack: expected at least one, got an empty list")
+    if len(specs) == 1:
+        return make_attack(specs[0], options, threat, resolve=resolve, surrogates=surrogates)
+    for spec in specs:
+        if not isinstance(spec, Attack):
+            _check_types(spec, options)
+    carried = [isinstance(spec, str) and spec.startswith(PREFIX) for spec in specs]
+    if surrogates and not any(carried):
+        raise UserError(f"surrogate: none of the attacks is a transfer; give {PREFIX}NAME, or no surrogate")
+    names, known = zip(*(_named(spec) for spec in specs), strict=True)
+    labels = numbered(names)
+    # What the user typed, a file and a class say, is as good as the name, where it says which.
+    answers = [{label, *({spec} if specs.count(spec) == 1 else ())} for label, spec in zip(labels, specs, strict=True)]
+    own: list[dict[str, Any]] = [{} for _ in specs]
+    given: dict[str, tuple[int, str]] = {}
+    for key, value in (options or {}).items():
+        place, name = given[key] = owner_of(key, answers, known, labels, argument="attack option", kind="attack")
+        if name in own[place]:
+            raise UserError(f"attack option {labels[place]}.{name}: it is given twice, once as {name} alone")
+        own[place][name] = value
+    made = []
+    for place, spec in enumerate(specs):
+        with _naming(labels[place]):
+            more = surrogates if carried[place] else ()
+            made.append(make_attack(spec, own[place] or None, threat, resolve=resolve, surrogates=more))
+    return WorstCase(tuple(made), given)
+
+
+def _named(spec: str | Attack) -> tuple[str, Sequence[str]]:
+    """The name of an attack, and the options that can be given beside it."""
+    if isinstance(spec, Attack):
+        return spec.name, ()
+    cls = _class_of(spec.removeprefix(PREFIX))
+    if spec.startswith(PREFIX):
+        return f"{PREFIX}{cls.name}", [*option_types(cls), "ensemble"]
+    return cls.name, [*option_types(cls)]
+
+
+@contextlib.contextmanager
+def _naming(label: str) -> Iterator[None]:
+    """Context manager: an error about an option names the attack that has it."""
+    try:
+        yield
+    except UserError as error:
+        said = re.sub(r"^(?:attack option )?(\w+)(?= must\b|: unknown name)", rf"attack option {label}.\1", str(error))
+        error.args = (said, *error.args[1:])
+        raise
 
 
 def _check_types(spec: object, options: object) -> None:

@@ -24,6 +24,7 @@ from .registry import load
 from .surrogate import PREFIX, Transfer
 from .targets import check_target
 from .threat import Threat
+from .worst_case import WorstCase, attack_class, check_one_kind, common_norms
 
 if TYPE_CHECKING:
     from .models import LoadedModel
@@ -33,33 +34,45 @@ EOT_DRAWS = 8
 VOTES = 16
 
 
-def make_threat(norm: str | None, eps: float | str | None, attack: str | Attack | None = None) -> Threat:
+def make_threat(
+    norm: str | None, eps: float | str | None, attack: str | Attack | Sequence[str | Attack] | None = None
+) -> Threat:
     """The threat of this norm, by default linf, or the first one of an attack that lacks it; eps by DEFAULT_EPS.
 
-    For an attack with limits of its own it is the whole box, linf eps 1, and UserError is raised for another.
+    For an attack with limits of its own it is the whole box, linf eps 1, and UserError is raised for another. Of
+    several attacks all must have the norm.
     """
-    if isinstance(attack, str) and attack.rstrip(":") == PREFIX.rstrip(":"):
-        raise UserError(f"attack: {attack} needs an attack to carry over: {PREFIX}pgd with --surrogate MODEL")
-    made = load("attacks", attack.split(PREFIX)[-1], argument="attack") if isinstance(attack, str) else attack
-    if made is not None and getattr(made, "own_limits", False):
+    several: Sequence[Any] = attack if isinstance(attack, list | tuple) else [attack]
+    known = [made for each in several if hasattr(made := _known(each), "norms")]  # others: told by make_attack
+    check_one_kind(known)
+    if known and known[0].own_limits:
         if norm not in (None, "linf") or (eps is not None and parse_number("eps", eps) != 1):
             given = ", ".join(f"{key} {value}" for key, value in (("norm", norm), ("eps", eps)) if value is not None)
+            name = " + ".join(made.name for made in known)
             raise UserError(
-                f"norm, eps: attack {made.name} has limits of its own, which are its options; leave both out, "
-                f"got {given}"
+                f"norm, eps: attack {name} has limits of its own, which are its options; leave both out, got {given}"
             )
         return Threat("linf", 1.0)
-    norm = norm or default_norm(made)
+    norm = norm or default_norm(*known)
     if norm not in DEFAULT_EPS:
         raise unknown_name("norm", str(norm), DEFAULT_EPS)
     return Threat(norm, DEFAULT_EPS[norm] if eps is None else eps)  # type: ignore[arg-type]
 
 
-def default_norm(attack: str | Attack | type[Attack] | None) -> str:
-    """linf, or the first norm of an attack that lacks it."""
-    made = load("attacks", attack.split(PREFIX)[-1], argument="attack") if isinstance(attack, str) else attack
-    norms: tuple[str, ...] = tuple(getattr(made, "norms", ()))
+def default_norm(*attacks: str | Attack | type[Attack]) -> str:
+    """linf, or the first norm that all of the attacks have where one of them lacks it."""
+    known = [made for attack in attacks if hasattr(made := _known(attack), "norms")]
+    norms = common_norms(known) if known else ()
     return "linf" if "linf" in norms or not norms else norms[0]
+
+
+def _known(attack: str | Attack | type[Attack]) -> Any:
+    """The class that a name stands for, of a transfer that of the attack inside; anything else as it is."""
+    if not isinstance(attack, str):
+        return attack
+    if attack.rstrip(":") == PREFIX.rstrip(":"):
+        raise UserError(f"attack: {attack} needs an attack to carry over: {PREFIX}pgd with --surrogate MODEL")
+    return attack_class(attack.split(PREFIX)[-1])
 
 
 @dataclass(frozen=True)
@@ -194,9 +207,12 @@ def check_settings(
         raise UserError(f"y: expected labels of at least 2 classes, got {len(data.classes)}")
     threat.check_shape(tuple(data.shape))
     check_target(target, data.classes)
+    attacks = attack.attacks if isinstance(attack, WorstCase) else (attack,)
     if target is not None and not attack.targeted:
-        raise UserError(f"target: attack {attack.name} cannot aim at a class; leave it out")
-    check_fit_target(attack, check_target(target, data.classes))
+        cannot = ", ".join(each.name for each in attacks if not each.targeted)
+        raise UserError(f"target: attack {cannot} cannot aim at a class; leave it out")
+    for each in attacks:
+        check_fit_target(each, check_target(target, data.classes))
 
 
 def check_queries(max_queries: int | None, attack: Attack, eot: int, votes: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .attack import Attack
 from .data.dataset import Dataset
@@ -26,10 +27,18 @@ from .registry import source_hash
 from .surrogate import Transfer
 from .targets import check_target
 from .threat import Threat
+from .worst_case import WorstCase
 
 if TYPE_CHECKING:
     from .models import LoadedModel
-    from .records.specification import DatasetRecord, DefenseRecord, ModelRecord, Specification, TimesRecord
+    from .records.specification import (
+        AttackOutcome,
+        DatasetRecord,
+        DefenseRecord,
+        ModelRecord,
+        Specification,
+        TimesRecord,
+    )
 
 
 def resume_key(plan: Plan, specification: Specification, answers: str) -> dict[str, Any]:
@@ -52,6 +61,8 @@ def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
     if isinstance(attack, Transfer):
         surrogates = [surrogate.record() for surrogate in attack.surrogates]
         return {**_resolved(attack.inner, threat), "ensemble": attack.ensemble, "surrogates": surrogates}
+    if isinstance(attack, WorstCase):
+        return {"parts": [_part(each, threat) for each in attack.attacks]}
     options = {name: getattr(attack, name) for name in option_types(type(attack))}
     if isinstance(attack, Portfolio):
         parts = (Part.of(part) for part in attack.parts(threat))
@@ -65,12 +76,50 @@ def _resolved(attack: Attack, threat: Threat) -> dict[str, Any]:
     return options
 
 
+def _part(attack: Attack, threat: Threat) -> dict[str, Any]:
+    """One of several attacks, with the hash of its source where that is a plug-in's."""
+    source = foreign_hash(attack.inner if isinstance(attack, Transfer) else attack)
+    told = {"name": attack.name, **_resolved(attack.resolve(threat), threat)}
+    return told if source is None else {**told, "source_sha256": source}
+
+
 def _passed(attack: Attack, names: Iterable[str]) -> dict[str, Any]:
     """The options that the user gave, as they were understood, and the names of surrogates."""
+    if isinstance(attack, WorstCase):
+        own = zip(attack.labels, passed_each(attack), strict=True)
+        return {f"{label}.{name}": value for label, options in own for name, value in options.items()}
     if not isinstance(attack, Transfer):
         return {name: getattr(attack, name) for name in names}
     options = {name: attack.option(name) for name in names}
     return {**options, "surrogate": " + ".join(surrogate.name for surrogate in attack.surrogates)}
+
+
+def passed_each(attack: WorstCase) -> list[dict[str, Any]]:
+    """The options that the user gave to each of several attacks."""
+    named: list[list[str]] = [[] for _ in attack.attacks]
+    for place, name in attack.given.values():
+        named[place].append(name)
+    return [_passed(each, names) for each, names in zip(attack.attacks, named, strict=True)]
+
+
+def outcomes(attack: Attack, columns: Mapping[str, Tensor]) -> tuple[AttackOutcome, ...]:
+    """What each of several attacks did in its turn; nothing for one attack."""
+    from .records.specification import AttackOutcome
+
+    if not isinstance(attack, WorstCase):
+        return ()
+    tried, calls, success = columns["turn"], columns["turn_calls"].sum(0), columns["success"]
+    return tuple(
+        AttackOutcome(
+            name=label,
+            options=options,
+            images=int((tried >= place).sum()),
+            successes=int((success & (tried == place)).sum()),
+            forwards=int(calls[place, 0]),
+            backwards=int(calls[place, 1]),
+        )
+        for place, (label, options) in enumerate(zip(attack.labels, passed_each(attack), strict=True))
+    )
 
 
 def specification_of(plan: Plan, started: datetime.datetime, passes: dict[str, int]) -> Specification:

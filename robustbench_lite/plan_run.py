@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint
 from .fitting import FIT_ROWS, Fit, fit_attack
 from .network import Network, exact_float32, frozen, placed, seed_torch
 from .plan import Plan, PlanSource, shard_suffix, with_fit_data
-from .plan_record import resume_key, specification_of
+from .plan_record import outcomes, resume_key, specification_of
 from .plausibility import of_settings
 from .portfolio import engine_for
 from .result import Result, make_table
@@ -190,6 +190,7 @@ def _result(
             "backwards": int(columns["backwards"].sum()),
             **specification.calls,
         },
+        by_attack=outcomes(plan.attack, columns),
     )
     run = seal(specification, table)
     images, confidence = columns.get("adversarial"), columns.get("confidence")

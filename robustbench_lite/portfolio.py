@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,7 +84,13 @@ class Portfolio(Attack):
 
     Each part is run as it would be alone, with the same random numbers, on the samples that all parts before it
     left. A minimal part stops at the first image within eps.
+
+    apart: each part is an attack by itself, as `WorstCase` has them. It begins at the clean image of every survivor,
+    whatever the parts before it pruned, draws the random numbers that it would alone, and its passes are counted apart
+    (`Entry.turn`, `Entry.turn_calls`). It may be a portfolio.
     """
+
+    apart: ClassVar[bool] = False
 
     def parts(self, threat: Threat) -> tuple[Attack | Part, ...]:
         """The attacks in their order, at least one; a Part where it is not for all that are left."""
@@ -117,7 +123,7 @@ class Portfolio(Attack):
         least, most = self.least_calls(threat), self.calls(threat)
         if least is None or most is None:
             return None
-        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        attacks = self._all(threat)
         # Each attempt ends in a proof; one that looks for the nearest may have nothing to prove.
         sure = sum(part.attempts for part in self._for_all(threat) if not part.minimal)
         proofs = sum(attack.attempts * most_proofs(attack) for attack in attacks)
@@ -126,15 +132,21 @@ class Portfolio(Attack):
             (votes + turns * (eot * most[0] + votes * proofs), turns * eot * most[1]),
         )
 
+    def _all(self, threat: Threat) -> list[Attack]:
+        """The attacks of all parts, those of a part that is a portfolio among them."""
+        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+        return [each for a in attacks for each in (a._all(threat) if isinstance(a, Portfolio) else [a])]
+
     def _for_all(self, threat: Threat) -> list[Attack]:
-        """The parts that every surviving sample enters."""
-        return [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat)) if part.for_all]
+        """The attacks of the parts that every surviving sample enters."""
+        attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat)) if part.for_all]
+        return [each for a in attacks for each in (a._for_all(threat) if isinstance(a, Portfolio) else [a])]
 
     def _summed(self, threat: Threat, *, hopeless: bool) -> tuple[int, int] | None:
         if hopeless:
             attacks = [attack for attack in self._for_all(threat) if not attack.ends_early]
         else:
-            attacks = [part.attack.resolve(threat) for part in map(Part.of, self.parts(threat))]
+            attacks = self._all(threat)
         every = [attack.calls(threat) for attack in attacks]
         known = [calls for calls in every if calls is not None]
         return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) == len(every) else None
@@ -159,6 +171,40 @@ def engine_for(
     if isinstance(attack, Portfolio):
         return Chain(attack, network, source, threat=threat, resolve=resolve, **settings)
     return Engine(attack, network, source, threat=threat, **settings)
+
+
+class Link(NamedTuple):
+    """A part of a chain.
+
+    tag: sets its random numbers apart from those of an earlier part of the same name. turn: which of several attacks it
+    belongs to, from 0. path: the prefix of what it learned.
+    """
+
+    part: Part
+    tag: str = ""
+    turn: int = 0
+    path: str = ""
+
+
+def links(attack: Portfolio, threat: Threat, *, resolve: bool = True, path: str = "") -> list[Link]:
+    """The parts of a portfolio in their order, and in place of a portfolio among them its parts.
+
+    resolve=False leaves defaults that depend on eps open.
+    """
+    found: list[Link] = []
+    names: list[str] = []
+    for number, part in enumerate(map(Part.of, attack.parts(threat))):
+        here, turn = f"{path}{number}.", number if attack.apart else 0
+        if isinstance(part.attack, Portfolio):
+            inner = links(part.attack, threat, resolve=resolve, path=here)
+            found += [link._replace(turn=turn) for link in inner]
+            continue
+        # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
+        again = 0 if attack.apart else names.count(part.attack.name)
+        names.append(part.attack.name)
+        made = replace(part, attack=part.attack.resolve(threat)) if resolve else part
+        found.append(Link(made, f" again {again}" if again else "", turn, here))
+    return found
 
 
 class Chain:
@@ -186,13 +232,8 @@ class Chain:
         # Whole batches: a source reads them ahead.
         batch = int(settings.get("batch_size", 256))
         self.size = -(-max(1, min(_COHORT, len(source))) // batch) * batch
-        parts = list(map(Part.of, attack.parts(threat)))
-        if resolve:
-            parts = [replace(part, attack=part.attack.resolve(threat)) for part in parts]
-        names = [part.attack.name for part in parts]
-        # A part that comes a second time gets random numbers of its own; the first has those it would have alone.
-        again = [names[:k].count(name) for k, name in enumerate(names)]
-        self.parts = tuple(zip(parts, ["" if not n else f" again {n}" for n in again], strict=True))
+        self.parts = tuple(links(attack, threat, resolve=resolve))
+        self.turns = 1 + self.parts[-1].turn if attack.apart else 0  # attacks whose passes are counted apart
         self.first = 0  # of the present cohort
         self.part = 0
         self.left: dict[int, list[Entry]] = {}  # who waits, by the part that is next for them
@@ -203,14 +244,17 @@ class Chain:
         while True:
             last = self.part + 1 == len(self.parts)
             for entry, x in self.engine.run():
+                entry = self._counted(entry)
                 if last or not len(entry.y):
                     yield _bare(entry), x
                     continue
-                entry = _with_ends(entry, self.parts[self.part][0])
+                entry = _with_ends(entry, x, self.parts[self.part].part)
                 goes = self._next(entry)
                 for part in torch.unique(goes).tolist():
                     if part < len(self.parts):
-                        self.left.setdefault(part, []).append(_fresh(take(entry, goes == part), x[goes == part]))
+                        fresh = _fresh(take(entry, goes == part), x[goes == part])
+                        same = self.parts[part].turn == self.parts[self.part].turn
+                        self.left.setdefault(part, []).append(fresh if same else _bare(fresh))
                 over = goes == len(self.parts)
                 yield _bare(take(entry, over)), x[over]
             if self.left:
@@ -228,9 +272,29 @@ class Chain:
         goes = torch.full_like(entry.y, len(self.parts))
         # A ball of size 0 holds nothing but the image.
         standing = entry.attacked & ~entry.success & (entry.eps > 0) & ~self.engine.spent(entry.forwards)
-        for number in range(len(self.parts) - 1, self.part, -1):
-            goes = torch.where(standing & self.parts[number][0].enters(entry), number, goes)
+        turn = self.parts[self.part].turn
+        # Another attack knows nothing of what those before it found.
+        last = next((n for n in range(self.part + 1, len(self.parts)) if self.parts[n].turn != turn), len(self.parts))
+        if last < len(self.parts):
+            goes = torch.where(standing, last, goes)
+        for number in range(last - 1, self.part, -1):
+            goes = torch.where(standing & self.parts[number].part.enters(entry), number, goes)
         return goes
+
+    def _counted(self, entry: Entry) -> Entry:
+        """With the passes of the present part added to those of its attack; as it is where none are counted apart."""
+        if not self.turns:
+            return entry
+        turn, calls = entry.turn, entry.turn_calls
+        if turn is None or calls is None:
+            turn, calls = torch.full_like(entry.y, -1), entry.y.new_zeros((len(entry.y), self.turns, 2))
+        present = self.parts[self.part].turn
+        # What a sample cost before its first attack is its clean pass.
+        known = calls.sum(1) + calls.new_tensor([self.engine.votes, 0])
+        more = torch.stack([entry.forwards, entry.backwards], 1) - known
+        calls = calls.index_add(1, turn.new_tensor([present]), more.unsqueeze(1))
+        tried = entry.attacked & ((entry.eps > 0) | self.parts[self.part].part.attack.minimal)
+        return replace(entry, turn=torch.where(tried, present, turn), turn_calls=calls)
 
     @property
     def under_way(self) -> float:
@@ -246,9 +310,8 @@ class Chain:
         return _Slice(self.source, self.first, self.size)
 
     def _engine(self, waiting: Entry | None) -> Engine:
-        part, tag = self.parts[self.part]
+        part, tag, _, own = self.parts[self.part]
         cohort = self._cohort
-        own = f"{self.part}."
         learned = {name.removeprefix(own): tensor for name, tensor in self.learned.items() if name.startswith(own)}
         given: dict[str, Any] = {"threat": self.threat, "within": True, "warm": part.warm, "tag": tag}
         given |= {"learned": learned, **self.settings}
@@ -316,7 +379,7 @@ def _bare(entry: Entry) -> Entry:
     return replace(entry, ends=None, ends_missing=None, nearest=None, nearest_distance=None)
 
 
-def _with_ends(entry: Entry, part: Part) -> Entry:
+def _with_ends(entry: Entry, x: Tensor, part: Part) -> Entry:
     """With what this part ended at, where that is nearer to the goal; a minimal one looks elsewhere."""
     known = entry.ends_missing
     if known is None:
@@ -331,6 +394,8 @@ def _with_ends(entry: Entry, part: Part) -> Entry:
         known = known.index_copy(
             1, torch.tensor([column], device=known.device), torch.minimum(known[:, column], entry.missing).unsqueeze(1)
         )
+    if entry.nearest is None:
+        entry = replace(entry, nearest=x, nearest_distance=torch.full_like(entry.missing, torch.inf))
     return replace(entry, ends=ends, ends_missing=known)
 
 

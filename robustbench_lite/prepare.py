@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data_request import DataRequest
-from .errors import UserError, close_names
-from .options import configure, option_types, parse_pairs
+from .errors import UserError
+from .options import configure, option_types, owner_of, parse_pairs
 from .registry import builtins, find
 
 if TYPE_CHECKING:
@@ -40,8 +40,10 @@ def make_defenses(specs: Sequence[str], options: Sequence[str] = ()) -> list[Def
 
     classes = defense_classes(specs)
     given: list[dict[str, str]] = [{} for _ in classes]
+    names = [{spec, cls.name} for spec, cls in zip(specs, classes, strict=True)]
+    known, labels = [option_types(cls) for cls in classes], [cls.name for cls in classes]
     for key, value in parse_pairs("--defense-option", options).items():
-        place, option = _owner(key, specs, classes)
+        place, option = owner_of(key, names, known, labels, argument="--defense-option", kind="--defense")
         given[place][option] = value
     made = [configure(cls, own, argument="--defense-option") for cls, own in zip(classes, given, strict=True)]
     check_stack([defense for defense in made if isinstance(defense, InferenceDefense)], argument="--defense")
@@ -62,25 +64,6 @@ def defense_classes(specs: Sequence[str]) -> list[type[Defense]]:
             )
         classes.append(cls)
     return classes
-
-
-def _owner(key: str, specs: Sequence[str], classes: Sequence[type[Any]]) -> tuple[int, str]:
-    owner, dot, option = key.rpartition(".")
-    if dot:
-        names = [{spec.replace("-", "_"), cls.name.replace("-", "_")} for spec, cls in zip(specs, classes, strict=True)]
-        places = [i for i, known in enumerate(names) if owner in known]
-        if not places:
-            raise UserError(f"--defense-option: no --defense {owner!r}; {close_names(owner, specs)}")
-        return places[0], option
-    places = [i for i, cls in enumerate(classes) if key in option_types(cls)]
-    if len(places) == 1:
-        return places[0], key
-    if places:
-        both = " and ".join(classes[i].name for i in places)
-        raise UserError(f"--defense-option: {both} both have {key!r}; say which, as DEFENSE.{key}=VALUE")
-    known = [option for cls in classes for option in option_types(cls)]
-    hint = close_names(key, known) if known else "no --defense with options is given"
-    raise UserError(f"--defense-option: unknown option {key!r}; {hint}")
 
 
 def prepare_model(

@@ -19,7 +19,29 @@ def text(result: Result) -> str:
     said = [*lines(result, row)]
     if row["run_file"] is not None:
         said.append(("run file", row["run_file"]))
-    return "\n".join([headline(row), *(f"  {name:<{NAME_WIDTH}} {value}" for name, value in said)])
+    return "\n".join([headline(row), *(f"  {name:<{NAME_WIDTH}} {value}" for name, value in said), *by_attack(result)])
+
+
+def by_attack(result: Result) -> Iterator[str]:
+    """A table with a row for each of several attacks; nothing for one attack."""
+    attacks = result.run.specification.attacks
+    if not attacks or result.run.specification.status != "complete":
+        return
+    frame = result.by_attack
+    names = [" ".join(filter(None, (name, options))) for name, options, _ in attacks]
+    width = max(NAME_WIDTH, *map(len, names))
+    heads = ("images", "successes", "surviving", "forwards", "backwards")
+    yield f"  {'in turn':<{width}} " + "".join(f"{head:>11}" for head in heads)
+    for name, row in zip(names, frame.to_dict("records"), strict=True):
+        shown = (
+            f"{row['images']:,}",
+            f"{row['successes']:,}",
+            f"{100 * row['surviving']:.1f} %",
+            f"{row['forwards']:,.1f}",
+            f"{row['backwards']:,.1f}",
+        )
+        yield f"  {name:<{width}} " + "".join(f"{cell:>11}" for cell in shown)
+    yield "  each attack is given the images that survive those above it; passes are per image that it is given"
 
 
 def headline(row: dict[str, Any]) -> str:
@@ -42,10 +64,10 @@ def lines(result: Result, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         width = max(len(f"{100 * share:.1f}") for share in shares)
         clean, robust, *confident = (f"{100 * share:{width}.1f} %" for share in shares)
         yield "clean accuracy", clean
-        yield (
-            "robust accuracy",
-            f"{robust}  (95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})",
-        )
+        count = len(specification.by_attack)
+        worst = f", worst case of {count} attacks" if count else ""
+        interval = f"(95 % interval {100 * row['robust_low']:.1f} to {100 * row['robust_high']:.1f})"
+        yield "robust accuracy", f"{robust}  {interval}{worst}"
         if specification.rejects:
             moved = f"{100 * result.rejected:.1f} % of the images attacked, which are not fooled"
             yield "rejected", f"{100 * row['false_positive_rate']:.1f} % of the clean images, {moved}"

@@ -62,6 +62,34 @@ class Result:
         frame: pd.DataFrame = self.run.table.to_pandas()
         return frame
 
+    @property
+    def by_attack(self) -> pd.DataFrame:
+        """One row for each of several attacks, in their order; empty where the run is of one.
+
+        Columns: `attack`, `options` as passed; `images` that it was given, its `successes`; `surviving`, the share of
+        all images that are right and that no attack up to this one moved; `forwards` and `backwards` for an image.
+        """
+        import pandas as pd
+
+        specification = self.run.specification
+        left, rows = int(self.column("correct").sum()), []
+        for name, options, outcome in specification.attacks:
+            left -= outcome.successes
+            each = max(1, outcome.images)
+            rows.append(
+                {
+                    "attack": name,
+                    "options": options,
+                    "images": outcome.images,
+                    "successes": outcome.successes,
+                    "surviving": left / self.n,
+                    "forwards": outcome.forwards / each,
+                    "backwards": outcome.backwards / each,
+                }
+            )
+        columns = ["attack", "options", "images", "successes", "surviving", "forwards", "backwards"]
+        return pd.DataFrame(rows, columns=columns)
+
     def column(self, name: str) -> Tensor:
         """One column of numbers or truths as a tensor; NaN where there is none."""
         values = self.run.table[name].to_pylist()
@@ -176,6 +204,7 @@ class Result:
                 else {}
             ),
             **({} if self.confidence is None else {"confident": self.confident}),
+            **({"by_attack": self.by_attack.to_dict("records")} if self.run.specification.by_attack else {}),
         }
 
 
@@ -191,6 +220,8 @@ def finished_columns(entry: Entry, x: Tensor, *, keep_images: bool) -> dict[str,
     }
     if entry.any_class:
         columns["target"] = torch.where(entry.success, entry.adversarial_prediction, entry.target)
+    if entry.turn is not None and entry.turn_calls is not None:
+        columns |= {"turn": entry.turn, "turn_calls": entry.turn_calls}
     columns |= {f"distance_{norm}": d for norm, d in distances(x, entry.adversarial).items()}
     hashes = content_hashes(entry.adversarial)
     columns["adversarial_content"] = hash_rows(hashes)

@@ -20,6 +20,7 @@ from .portfolio import Portfolio
 from .query import Query
 from .streams import Stream
 from .threat import Ball, Threat
+from .worst_case import WorstCase
 
 if TYPE_CHECKING:
     from .models import LoadedModel
@@ -175,8 +176,9 @@ class Transfer(Attack):
         return self.inner.ball(threat, x, eps)
 
     def resolve(self, threat: Threat) -> Self:
-        """With the inner attack resolved."""
-        return replace(self, inner=self.inner.resolve(threat))
+        """With the inner attack resolved; itself where it is, so that its networks stay as they were made ready."""
+        inner = self.inner.resolve(threat)
+        return self if inner == self.inner else replace(self, inner=inner)
 
     @property
     def learns(self) -> bool:
@@ -224,7 +226,13 @@ class Transfer(Attack):
 
 def networks_beside(attack: Attack) -> tuple[Network, ...]:
     """The networks that an attack asks beside the one under test."""
-    return (attack.network,) if isinstance(attack, Transfer) else ()
+    return tuple(transfer.network for transfer in transfers(attack))
+
+
+def transfers(attack: Attack) -> tuple[Transfer, ...]:
+    """The attack where it is a transfer; of several attacks, those that are."""
+    several = attack.attacks if isinstance(attack, WorstCase) else (attack,)
+    return tuple(each for each in several if isinstance(each, Transfer))
 
 
 @contextlib.contextmanager
@@ -236,7 +244,7 @@ def surrogates_ready(
     Raises UserError for a surrogate with another number of classes, PluginError for one that raises.
     """
     with contextlib.ExitStack() as stack:
-        for surrogate in attack.surrogates if isinstance(attack, Transfer) else ():
+        for surrogate in dict.fromkeys(each for transfer in transfers(attack) for each in transfer.surrogates):
             stack.enter_context(placed(surrogate.module, device))
             stack.enter_context(frozen(surrogate.module))
             _check_classes(surrogate, n_classes, torch.zeros((1, *shape), device=device))

@@ -33,6 +33,8 @@ rbl evaluate --defense bit-depth --defense-option bits=3 --attack pgd --figure o
 
 rbl evaluate --model net.py:make --dataset npz:images.npz --norm l2 --eps 0.5 --target all --json
 
+rbl evaluate --model resnet18 --attack pgd --attack square --attack fab-t --attack-option pgd.steps=100
+
 rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surrogate mlp
 """
 
@@ -41,8 +43,13 @@ def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
     attack: Annotated[
-        str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
-    ] = "pgd",
+        list[str] | None,
+        typer.Option(
+            help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins. Several: the worst case of each image.",
+            rich_help_panel="Attack",
+            show_default="pgd",
+        ),
+    ] = None,
     norm: o.Norm = None,
     eps: o.Eps = None,
     steps: o.Steps = None,
@@ -143,7 +150,8 @@ def evaluate(
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
-    threat = make_threat(norm, eps, attack)
+    attacks = attack or ["pgd"]
+    threat = make_threat(norm, eps, attacks)
     attack_options = o.merged(
         "--attack-option",
         attack_option,
@@ -153,7 +161,7 @@ def evaluate(
     for spec in surrogate or []:
         o.check_model_name(spec.partition("=")[0], "--surrogate")
     promised = [Surrogate.promised(spec) for spec in surrogate or []]
-    made_attack = make_attack(attack, attack_options, threat, surrogates=promised)
+    made_attack = make_attack(attacks, attack_options, threat, surrogates=promised)
     defenses = make_defenses(defense or [], defense_option or [])
     part, device = parse_shard(shard), pick_device(device)
     _check_paths(leaderboard, save_examples, figure)
@@ -191,7 +199,7 @@ def evaluate(
         parts = (spec.partition("=") for spec in surrogate)
         with o.naming("--surrogate"):
             loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in parts]
-        settings["attack"] = make_attack(attack, attack_options, threat, surrogates=loaded)
+        settings["attack"] = make_attack(attacks, attack_options, threat, surrogates=loaded)
     made_by = recorded_defenses(network, defenses)
     plan = Plan(
         **settings,
@@ -278,25 +286,34 @@ def _announce(plan: Plan) -> None:
     """What attacks over attacks will cost, before they begin."""
     from ..options import option_types
     from ..portfolio import Part, Portfolio
+    from ..worst_case import WorstCase
     from .terminal import note
 
     if not isinstance(plan.attack, Portfolio):
         return
-    options = ", ".join(f"{name}={getattr(plan.attack, name)}" for name in option_types(type(plan.attack)))
-    parts = plan.attack.parts(plan.threat)
-    about = f"{plan.attack.name}{f' ({options})' if options else ''}: {len(parts)} parts"
+    attack, threat = plan.attack, plan.threat
+    parts = [Part.of(part).attack for part in attack.parts(threat)]
+    if isinstance(attack, WorstCase):
+        about = f"{attack.name}: {len(parts)} attacks in turn, each on the images that survive those before it"
+        if nearest := ", ".join(part.name for part in parts if part.minimal):
+            note(
+                f"{nearest}: stops at the first image within eps, so no distances are reported; for these run it alone"
+            )
+    else:
+        options = ", ".join(f"{name}={getattr(attack, name)}" for name in option_types(type(attack)))
+        about = f"{attack.name}{f' ({options})' if options else ''}: {len(parts)} parts"
     eot, votes = plan.draws
     turns = len(plan.data.classes) - 1 if plan.target == "all" else 1
-    costs = plan.attack.costs(plan.threat, eot=eot, votes=votes, turns=turns)
+    costs = attack.costs(threat, eot=eot, votes=votes, turns=turns)
     if costs is None:
-        note(f"{about}, {', '.join(Part.of(part).attack.name for part in parts)}")
+        note(about if isinstance(attack, WorstCase) else f"{about}, {', '.join(part.name for part in parts)}")
         return
     least, most = costs
     if plan.max_queries is None:
         forwards, backwards = (f"{a:,} to {b:,}" for a, b in zip(least, most, strict=True))
     else:
         forwards, backwards = f"at most {min(most[0], plan.max_queries):,}", f"at most {most[1]:,}"
-    note(f"{about}; an image that stands costs")
+    note(f"{about}; an image that survives costs")
     note(f"  {forwards} forward and {backwards} backward passes")
 
 
@@ -325,7 +342,7 @@ def _show(
     from rich.text import Text
 
     from ..reliability import Word, word_of
-    from ..report import NAME_WIDTH, headline, lines
+    from ..report import NAME_WIDTH, by_attack, headline, lines
     from .terminal import print_json
 
     styles: dict[str, str] = {Word.RELIABLE: "", Word.UPPER_BOUND: "yellow", Word.UNCHECKED: "yellow"}
@@ -341,6 +358,8 @@ def _show(
         first, gap, rest = value.partition("  ") if name == "robust accuracy" else (value, "", "")
         shown = Text(f"  {name:<{NAME_WIDTH}} ").append(first, style=style).append(f"{gap}{rest}")
         out.print(shown)
+    for line in by_attack(result):
+        out.print(line, markup=False)
     again = {
         "reproduced": " (the same verdicts as the run that was there)",
         "checked": " (the same verdicts as the run that was there, whose missing sanity checks were added)",

@@ -9,8 +9,9 @@ import typer
 
 from . import features_measure, features_report
 from . import options as o
+from .app import App
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     help="Robust and non-robust features: build data sets of them, learn from these, measure usefulness.",
     rich_markup_mode="rich",

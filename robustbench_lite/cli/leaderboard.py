@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .app import App
 
-app = typer.Typer(
+app = App(
     no_args_is_help=True,
     help="The table that is derived from run files: show, build, merge, verify.",
     rich_markup_mode="rich",
@@ -31,13 +32,13 @@ def show(
     leaderboard: o.Leaderboard = Path("results"),
     sort: Annotated[str | None, typer.Option(help="COLUMN, or -COLUMN from the largest.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="COLUMN OP VALUE, with = != < <= > >= or ~ (contains).")
+        list[str] | None, typer.Option(help="COLUMN OP VALUE, with = != < <= > >= or ~ (contains); repeat for more.")
     ] = None,
     style: Annotated[str, typer.Option("--format", help="rich, markdown, csv or json.")] = "rich",
 ) -> None:
     """The runs of a leaderboard with 95 % Wilson intervals, recomputed from the run files."""
     from ..errors import unknown_name
-    from ..leaderboard import derive, reasons, select, to_csv, to_json, to_markdown, to_rich
+    from ..leaderboard import derive, kept_by_each, reasons, select, to_csv, to_json, to_markdown, to_rich
     from ..records.certificate import certificate_files
 
     writers = {"markdown": to_markdown, "csv": to_csv, "json": to_json}
@@ -46,12 +47,13 @@ def show(
     frame, problems = derive(leaderboard)
     _say(problems)
     chosen = select(frame, where or [], sort)
-    if not len(chosen) and style == "rich":
+    if not len(chosen) and (len(frame) or style == "rich"):
         from .terminal import note
 
         proved = len(list(certificate_files(leaderboard)))
         beside = f" (certificates: {proved}; rbl evaluate puts a run beside each)" if proved else ""
-        note(f"no run of {len(frame)} matches" if len(frame) else f"no finished run in {leaderboard}{beside}")
+        none = f"no run of {len(frame)} matches: {'; '.join(kept_by_each(frame, where or []))}"
+        note(none if len(frame) else f"no finished run in {leaderboard}{beside}")
     if style != "rich":
         typer.echo(writers[style](chosen).rstrip("\n"))
         return

@@ -26,6 +26,7 @@ from . import (
     transfer,
     verify,
 )
+from .app import App
 from .speed import prepare_process
 from .wording import as_typed, place_of, usage
 
@@ -34,7 +35,7 @@ DEBUG = "RBL_DEBUG"
 # What the file system refuses is the user's to mend, wherever it comes up.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
-app = typer.Typer(
+app = App(
     name="rbl",
     no_args_is_help=True,
     rich_markup_mode="rich",

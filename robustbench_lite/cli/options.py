@@ -88,7 +88,9 @@ Eps = Annotated[
 Steps = Annotated[str | None, typer.Option(help="Steps of the attack.", rich_help_panel="Attack")]
 AttackOptions = Annotated[
     list[str] | None,
-    typer.Option("--attack-option", help="Any option of the attack, KEY=VALUE.", rich_help_panel="Attack"),
+    typer.Option(
+        "--attack-option", help="Any option of the attack, KEY=VALUE or ATTACK.KEY=VALUE.", rich_help_panel="Attack"
+    ),
 ]
 DatasetName = Annotated[
     str,

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UserError
+from .app import App
 from .listing import OWN_LIMITS, attack_table_markdown, defense_table_markdown, readme_tables
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ class DefenseKind(StrEnum):
 
 
 _GROUP: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich"}
-attacks_app = typer.Typer(
+attacks_app = App(
     help="Write an attack of your own, and check one.",
     epilog="[bold]Example[/]  rbl attacks new my_attack.py",
     **_GROUP,
 )
-defenses_app = typer.Typer(
+defenses_app = App(
     help="Write a defense of your own, and check one.",
     epilog="[bold]Example[/]  rbl defenses new my_defense.py",
     **_GROUP,

@@ -78,7 +78,7 @@ def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     import pandas as pd
 
     from ..errors import UserError
-    from ..leaderboard import select
+    from ..leaderboard import kept_by_each, select
 
     frame = pd.DataFrame([cell.row for cell in cells]).assign(place=range(len(cells)))
     try:
@@ -86,7 +86,10 @@ def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     except UserError as error:
         raise UserError(str(error).replace("--where", "--only")) from None
     if not len(places):
-        raise UserError(f"--only: none of {len(cells)} combinations is left; rbl sweep FILE.toml --dry-run lists them")
+        kept = "; ".join(kept_by_each(frame, only))
+        raise UserError(
+            f"--only: none of {len(cells)} combinations is left: {kept}; rbl sweep FILE.toml --dry-run lists them"
+        )
     return [cells[place] for place in places]
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 # `eps must be >= 0`, `norm: unknown name`, `norm of attack noise: ...`, `attack option steps must be ...`
 _FIRST = re.compile(r"(?:(?:attack|method) option |--[a-z]+-option )?(\w+)(?= must\b|:| of attack )")
-_UNKNOWN = re.compile(r"(?:attack|method) option(?=: \S+ has no option '(\w+)')")
+_UNKNOWN = re.compile(r"(?:attack|method) option(?=: (?:\S+ has no|unknown) option '(\w+)')")
+# Of one of several attacks: `attack option pgd.steps must be ...`, and what is to be given in its place.
+_OWNED = re.compile(r"attack option (\S+)\.(\w+)(?= must\b|: it is given|: unknown name)")
+_IN_PLACE = re.compile(r"\battack option(?=: no attack| \S+=VALUE)")
 # Of the command-line library, which says it less plainly than errors of ours.
 _WHOLE = re.compile(r"valid int(eger)?\b")
 _CHOICE = re.compile(r"Invalid value for '\[?([\w-]+)\]?': (?:Value error, )?('.*') is not one of (.+)")
@@ -26,9 +29,22 @@ def as_typed(message: str, arguments: Sequence[str]) -> str:
     >>> as_typed("bits must be in 1..16, got 99", ["--defense-option", "bits=99"])
     '--defense-option bits must be in 1..16, got 99'
     """
+    message = _of_several(message, arguments)
     found = _FIRST.match(message) or _UNKNOWN.match(message)
     typed = found and (_typed(found[1], arguments) or _CAME_FROM.get(found[1]))
     return typed + message[found.end() :] if found and typed else _without_folder(message, arguments)
+
+
+def _of_several(message: str, arguments: Sequence[str]) -> str:
+    """An error about an option of one of several attacks, which may be written with the attack's name or without."""
+    message = _IN_PLACE.sub("--attack-option", message)
+    owned = _OWNED.match(message)
+    if not owned:
+        return message
+    written = rf"\S+\.{owned[2]}\s*="
+    if any(re.match(written, value.replace("-", "_")) for _, value in _pairs(arguments)):
+        return message.replace("attack option", "--attack-option", 1)
+    return message.replace(f"{owned[1]}.", "", 1)
 
 
 def place_of(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .board import FILE, Merged, build, derive, merge, verify
-from .select import select
+from .select import kept_by_each, select
 from .table import reasons, to_csv, to_json, to_markdown, to_rich
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Merged",
     "build",
     "derive",
+    "kept_by_each",
     "merge",
     "reasons",
     "select",

@@ -81,10 +81,27 @@ def _file_faults(run: Run) -> Iterator[str]:
         total = sum(table[name].to_pylist())
         if specification.calls.get(name) != total:
             yield f"calls.{name} is {specification.calls.get(name)}, the rows add up to {total}"
+    yield from _attack_faults(specification, table)
     if not (math.isfinite(specification.times.seconds) and specification.times.seconds >= 0):
         yield f"times.seconds must be >= 0, got {specification.times.seconds}"
     if not _is_utc(specification.times.started):
         yield f"times.started must be an ISO 8601 time in UTC, got {specification.times.started!r}"
+
+
+def _attack_faults(specification: Specification, table: Any) -> Iterator[str]:
+    """What is said of each of several attacks, against what the rows add up to."""
+    each, left = specification.by_attack, sum(table["attacked"].to_pylist())
+    for outcome in each:
+        counts = (outcome.images, outcome.successes, outcome.forwards, outcome.backwards)
+        if min(counts) < 0 or outcome.successes > outcome.images or outcome.images > left:
+            yield f"by_attack: {outcome.name} has {outcome.successes} successes on {outcome.images} of {left} images"
+        left -= outcome.successes
+    clean = specification.votes * table.num_rows
+    for name, extra in (("success", 0), ("forwards", clean), ("backwards", 0)) if each else ():
+        said = extra + sum(getattr(outcome, "successes" if name == "success" else name) for outcome in each)
+        total = sum(table[name].to_pylist())
+        if said != total:
+            yield f"by_attack: {name} is {said} in all, the rows add up to {total}"
 
 
 def _is_utc(text: str) -> bool:

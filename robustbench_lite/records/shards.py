@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from ..reliability import joined
 from ..row_checks import Rows, check_rows
 from .check import check_run
 from .run import Run, base_name, differing_verdicts, read_run, seal, settle
-from .specification import ChecksRecord, Specification
+from .specification import AttackOutcome, ChecksRecord, Specification
 from .verdict import has_checks
 
 
@@ -173,6 +173,7 @@ def join_shards(shards: list[Run]) -> Run:
         ),
         calls=dict(calls),
         examples=None,
+        by_attack=tuple(map(_joined, zip(*(part.by_attack for part in parts), strict=True))),
     )
     whole = seal(specification, table)
     faults = check_run(whole)
@@ -193,6 +194,12 @@ def _checks(parts: list[Specification]) -> ChecksRecord | None:
         after=tuple(_unique(name for checks in each for name in checks.after)),
         images=sum(checks.images for checks in each),
     )
+
+
+def _joined(parts: Sequence[AttackOutcome]) -> AttackOutcome:
+    """What one of several attacks did in all shards."""
+    names = ("images", "successes", "forwards", "backwards")
+    return dataclasses.replace(parts[0], **{name: sum(getattr(part, name) for part in parts) for name in names})
 
 
 def _mixed(parts: list[Specification]) -> list[str]:

@@ -84,6 +84,22 @@ class AttackRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackOutcome:
+    """One of several attacks in its turn, on the images that those before it left.
+
+    `options` as passed. `images`: those it was given, `successes`: those of them that it brought to the goal.
+    `forwards` and `backwards` are summed over its images, the clean pass aside.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    images: int
+    successes: int
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ThreatRecord:
     """The ball and the box; `eps` is the largest of the rows where it differs by sample."""
 
@@ -157,6 +173,7 @@ class Specification:
     `calls` counts all queries: `forwards` and `backwards` are the sums of the rows, others (such as
     `check_forwards`) stand beside them. `shard` is (I, N) with 1 <= I <= N. `verdict`: a word of `reliability.Word` and
     its reason; `next_step`: what to run after it; `checks`: which checks ran, null in records that do not know.
+    `by_attack`: what each of several attacks did; empty where the run is of one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -187,6 +204,7 @@ class Specification:
     rows_sha256: str = ""
     examples: ExamplesRecord | None = None
     costs: CostsRecord | None = None
+    by_attack: tuple[AttackOutcome, ...] = ()
 
     def to_json(self) -> str:
         """Strict JSON in the order of the fields. Raises TypeError for what JSON cannot say, NaN included."""
@@ -259,6 +277,11 @@ class Specification:
         return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     @property
+    def attacks(self) -> tuple[tuple[str, str, AttackOutcome], ...]:
+        """Of each of several attacks its name, its options as passed (`steps=100`), and what it did."""
+        return tuple((each.name, _pairs(each.options), each) for each in self.by_attack)
+
+    @property
     def attack_options(self) -> str:
         """The attack's options as passed: `steps=100 restarts=3`."""
         return _pairs(self.attack.options)
@@ -322,8 +345,9 @@ def _complete(raw: dict[str, Any]) -> None:
     """What a version did not know yet.
 
     Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense,
-    defenses that reject or learn; 4: which checks ran, and what to run next.
+    defenses that reject or learn; 4: which checks ran, what to run next, and several attacks in one run.
     """
+    raw.setdefault("by_attack", [])
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
     for defense in raw["defenses"] if isinstance(raw.get("defenses"), list) else ():

@@ -74,7 +74,7 @@ def _own(key: str, threat: Threat) -> Any:
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """An attack by name with its options; norms: those of the threats it is for, () for all."""
+    """An attack by name with its options, or several (`pgd + square`); norms: of the threats it is for, () for all."""
 
     where: str
     name: str
@@ -85,10 +85,15 @@ class AttackEntry:
     def made(self, threat: Threat) -> Attack:
         """The attack, its surrogates still to be trained."""
         promised = [Surrogate.promised(model.name) for model in self.surrogates]
-        attack = make_attack(self.name, self.options, threat, surrogates=promised)
+        attack = make_attack(self.specs, self.options, threat, surrogates=promised)
         if attack.own_limits:
             raise UserError(f"attack {self.name} has limits of its own, and a sweep is over threats; leave it out")
         return attack
+
+    @property
+    def specs(self) -> list[str]:
+        """The names of the attacks, of which there is mostly one."""
+        return [name.strip() for name in self.name.split(" + ")]
 
     @property
     def label(self) -> str:

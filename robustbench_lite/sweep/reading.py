@@ -177,6 +177,9 @@ def _threats(top: _Table) -> Iterator[Threat]:
 
 def _attacks(top: _Table) -> Iterator[AttackEntry]:
     for where, table in top.entries("attacks", "name"):
+        several = table.values.get("name")
+        if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
+            table.values["name"] = " + ".join(several)
         name = table.need("name", str)
         options = dict(_flat(table.take("options", dict, {})))
         surrogates: tuple[ModelEntry, ...] = ()
@@ -184,7 +187,7 @@ def _attacks(top: _Table) -> Iterator[AttackEntry]:
             entries = table.entries("surrogates", "name")
             surrogates = tuple(_model(place, each, SURROGATE_SEED) for place, each in entries)
         table.known.append("surrogates")
-        if name.startswith(PREFIX) and not surrogates:
+        if any(each.strip().startswith(PREFIX) for each in name.split(" + ")) and not surrogates:
             raise table.wrong("surrogates", f"must be given for {name}: a list of models that make the images")
         norms = tuple(table.take("norms", list, []))
         if wrong := [norm for norm in norms if norm not in NORMS]:

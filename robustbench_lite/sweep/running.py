@@ -153,7 +153,7 @@ class Bench:
         request, data, index = self.data(cell)
         network = self.network(cell)
         made_by = recorded_defenses(network, cell.defenses)
-        attack = make_attack(cell.attack.name, cell.attack.options, cell.threat, surrogates=self.surrogates(cell))
+        attack = make_attack(cell.attack.specs, cell.attack.options, cell.threat, surrogates=self.surrogates(cell))
         return Plan(
             model=network,
             data=data,

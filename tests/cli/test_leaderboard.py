@@ -61,6 +61,13 @@ def test_rows_are_chosen_and_ordered(board: dict[str, float], show: Rbl) -> None
     assert [board[name] for name in attacks("--sort", "robust")] == sorted(board.values())
 
 
+def test_no_row_is_explained(board: dict[str, float], show: Rbl) -> None:
+    for style in ("rich", "csv"):
+        said = show("--where", "norm = linf", "--where", "eps = 0.03", "--format", style)
+        assert said.code == 0
+        assert "no run of 3 matches: 'norm = linf' keeps 3 of 3; 'eps = 0.03' keeps 0 of 3, where eps is" in said.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -68,6 +75,8 @@ def test_rows_are_chosen_and_ordered(board: dict[str, float], show: Rbl) -> None
         (("--where", "robst<1"), "--where: unknown column 'robst'; did you mean robust"),
         (("--where", "robust"), "--where must be COLUMN OP VALUE with OP one of"),
         (("--where", "robust < many"), "--where robust must be a number"),
+        (("--where", "robust < 50"), "--where robust must be a share in [0, 1], got 50; for 50 % give robust < 0.5"),
+        (("--where", "norm=linf and robust<1"), "--where takes one condition, got 'norm=linf and robust<1'; give each"),
         (("--format", "xml"), "--format: unknown name 'xml'; known: csv, json, markdown, rich"),
     ],
 )

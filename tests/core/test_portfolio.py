@@ -17,7 +17,7 @@ from robustbench_lite.attacks.pgd import PGD
 from robustbench_lite.engine import Engine
 from robustbench_lite.errors import UserError
 from robustbench_lite.network import Network, frozen
-from robustbench_lite.portfolio import Chain, Part, Portfolio, engine_for
+from robustbench_lite.portfolio import Chain, Link, Part, Portfolio, engine_for
 from robustbench_lite.rows import take
 from robustbench_lite.threat import Threat
 
@@ -183,7 +183,7 @@ def test_a_search_is_passed_by_where_searches_do_worse_and_what_comes_after_is_n
     gradient, search = PGD(steps=1), Noise()
     chain = make(Three(), count=4)
     chain.parts = tuple(
-        (part, "")
+        Link(part)
         for part in (
             Part(gradient),
             Part(search),

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from robustbench_lite.errors import UserError
-from robustbench_lite.leaderboard import build, select, to_csv, to_json, to_markdown, to_rich
+from robustbench_lite.leaderboard import build, kept_by_each, select, to_csv, to_json, to_markdown, to_rich
 from robustbench_lite.records import AttackRecord, ModelRecord, ThreatRecord, settle
 
 from ..records.run_builder import defense, make_run
@@ -56,6 +56,15 @@ def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
         (["status=failed"], 1),
         (["started>2025"], 4),
         (["n<40"], 1),
+        (["robust<=100%"], 3),
+        (["robust >= 0 %", "Robust Accuracy <= 100 %"], 3),
+        (["robust-low >= 0"], 3),
+        (["EPS = 0.3"], 1),
+        (["model='small-cnn'"], 3),
+        (['norm == "l2"'], 1),
+        (["norm = \u2018l2\u2019"], 1),
+        (["defense_options="], 4),
+        (["attack_options = steps and more"], 0),
     ],
 )
 def test_where(frame: pd.DataFrame, where: list[str], count: int) -> None:
@@ -71,6 +80,28 @@ def test_where(frame: pd.DataFrame, where: list[str], count: int) -> None:
         ("eps=large", "eps must be a number"),
         ("eps~3", "~ is for text"),
         ("eps=1/0", "eps must be a number"),
+        ("robust < 50", "robust must be a share in [0, 1], got 50; for 50 % give robust < 0.5"),
+        ("clean_accuracy>=99.5", "for 99.5 % give clean_accuracy >= 0.995"),
+        ("attack_success > 2", "attack_success must be a share in [0, 1], got 2; for 2 % give attack_success > 0.02"),
+        ("robust > 150", "robust must be a share in [0, 1], got 150"),
+        ("robust > -1", "robust must be a share in [0, 1], got -1"),
+        ("robust < 150%", "robust must be a share in [0, 1], got 150%"),
+        ("robust < half%", "robust must be a number"),
+        ("eps < 50%", "% is for shares, such as robust, and eps is none"),
+        ("attack > 5", "> is for numbers, and attack is text; use = != or ~"),
+        ("model <= small", "<= is for numbers, and model is text"),
+        ("norm = linf and robust < 0.5", "takes one condition"),
+        ("robust < 0.5, norm = linf", "takes one condition"),
+        ("norm=linf && eps=0.3", "takes one condition"),
+        ("norm = linf or norm = l2", "conditions cannot be joined by 'or'"),
+        ("norm=linf || norm=l2", "conditions cannot be joined by 'or'"),
+        ("robust =< 0.5", "COLUMN OP VALUE"),
+        ("robust === 1", "COLUMN OP VALUE"),
+        ("robust <> 1", "COLUMN OP VALUE"),
+        ("0.5 > robust", "the column comes first: robust < 0.5"),
+        ("8/255 = eps", "the column comes first: eps = 8/255"),
+        ("0.2 < robust < 0.5", "COLUMN OP VALUE"),
+        ("threat = linf", "unknown column 'threat'"),
     ],
 )
 def test_a_condition_that_cannot_be_read(frame: pd.DataFrame, where: str, words: str) -> None:
@@ -78,6 +109,25 @@ def test_a_condition_that_cannot_be_read(frame: pd.DataFrame, where: str, words:
         select(frame, [where])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_verdict_is_its_first_word_or_the_whole(frame: pd.DataFrame) -> None:
+    whole = "unreliable: the gradient is zero"
+    told = frame.assign(verdict=["reliable", whole, "reliable", ""])
+    for where, count in (("unreliable", 1), (whole, 1), ("reliable", 2), ("gradient", 0)):
+        assert len(select(told, [f"verdict = {where}"])) == count
+        assert len(select(told, [f"verdict != {where}"])) == 4 - count
+
+
+def test_what_a_condition_leaves_is_told(frame: pd.DataFrame) -> None:
+    assert kept_by_each(frame, ["norm = linf", "eps = 0.03", "n > 5"]) == [
+        "'norm = linf' keeps 3 of 4",
+        "'eps = 0.03' keeps 0 of 3, where eps is 8/255 or 0.3",
+    ]
+    assert kept_by_each(frame, ["attack = PGD"])[0].endswith(f"where attack is {frame.attack.iloc[0]}")
+    assert kept_by_each(frame, ["median_distance < 3"])[0].endswith("where median_distance is missing")
+    many = frame.assign(forwards=[10, 20, 30, 40]).iloc[[0, 1, 2, 3, 3]].assign(forwards=[10, 20, 30, 40, 50])
+    assert kept_by_each(many, ["forwards < 10"]) == ["'forwards < 10' keeps 0 of 5, where forwards is 10 to 50"]
 
 
 def test_sort_either_way_with_missing_values_last(frame: pd.DataFrame) -> None:

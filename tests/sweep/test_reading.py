@@ -37,6 +37,14 @@ OLD = 'datasets = ["digits"]'
         ('"label-smoothing"]', '"mixup"]\nthreats = ["l1 3"]', ["attacks[3], adaptive of mixup", "auto", "l1"]),
         ('"fgsm"', '"fsgm"', ["attacks[1]", "did you mean fgsm?"]),
         ("{ steps = 3 }", "{ step = 3 }", ["attacks[2]", "step", "did you mean"]),
+        ('"fgsm"', '"fgsm + pgdd"', ["attacks[1]", "unknown name 'pgdd'", "did you mean pgd"]),
+        ('"fgsm"', '"fgsm + spatial"', ["attacks[1]", "expected attacks of one threat", "spatial"]),
+        ('"fgsm"', '"fgsm + fgsm"', ["attacks[1]", "fgsm is given twice with the same options"]),
+        ('"fgsm"', '"fgsm + ddn"', ["attacks[1]", "norm of attack ddn", "linf"]),
+        ('"fgsm"', '{ name = "pgd + bim", options = { steps = 3 } }', ["attacks[1]", "pgd and bim both have it"]),
+        ('"fgsm"', '{ name = ["pgd", 3] }', ["attacks[1].name must be text"]),
+        ('"fgsm"', '"fgsm + transfer:pgd"', ["attacks[1].surrogates must be given for fgsm + transfer:pgd"]),
+        ('"fgsm"', '"fgsm + adaptive"', ["attacks[1]", "unknown name 'adaptive'"]),
         ('"fgsm"', '"transfer:pgd"', ["attacks[1].surrogates must be given for transfer:pgd"]),
         ('"fgsm"', '{ name = "pgd", surrogates = ["mlp"] }', ["attacks[1]", "transfer:pgd"]),
         ('"fgsm"', '"corruptions"', ["attacks[1]", "limits of its own"]),
@@ -112,6 +120,15 @@ def test_short_and_long_forms_say_the_same(stated: Callable[..., Path]) -> None:
     path = stated()
     path.write_text(long)
     assert [str(cell) for cell in read_sweep(path).cells] == [str(cell) for cell in short.cells]
+
+
+def test_several_attacks_are_one(stated: Callable[..., Path]) -> None:
+    text = '{ name = "fgsm + pgd", options = { pgd.steps = 3 } }'
+    one = read_sweep(stated('"fgsm"', text)).cells[0]
+    other = read_sweep(stated('"fgsm"', text.replace('"fgsm + pgd"', '["fgsm", "pgd"]'))).cells[0]
+    assert one.attack == other.attack and one.row["attack"] == "fgsm + pgd"
+    assert one.attack.label == "fgsm + pgd pgd.steps=3"
+    assert one.attack.made(one.threat).name == "fgsm + pgd"
 
 
 def test_every_combination_once_and_bare_networks_face_no_adaptive_attack(stated: Callable[..., Path]) -> None:

@@ -273,3 +273,17 @@ def test_a_file_that_a_defense_names_is_trained_for_it_alone(
     assert read_weights(folder / "own" / "net.safetensors")[1]["recipe"]["seed"] == 7
     again = rbl("sweep", path, *few).json
     assert (again["ran"], again["there"]) == (0, 3)
+
+
+def test_several_attacks_are_run_as_one(rbl: Rbl, stated: Any, folder: Path) -> None:
+    path = stated('"fgsm"', '{ name = "fgsm + pgd", options = { pgd.steps = 3 } }')
+    few = ("--only", "defense = none", "--only", "seed = 0")
+    said = rbl("sweep", path, "--leaderboard", "lb", *few, "--json").json
+    assert (said["ran"], said["failed"]) == (2, 0)
+    worst, alone = {row["attack"]: row["robust_accuracy"] for row in said["table"]}.values()
+    assert {row["attack"] for row in said["table"]} == {"fgsm + pgd pgd.steps=3", "pgd steps=3"} and worst <= alone
+    assert rbl("sweep", path, "--leaderboard", "lb", *few, "--json").json["there"] == 2
+    words = ("--dataset", "digits", "--samples", "20", "--model", "mlp", "--epochs", "1", "--eps", "0.1")
+    both = ("--attack", "fgsm", "--attack", "pgd", "--attack-option", "pgd.steps=3")
+    again = rbl("evaluate", *words, *both, "--leaderboard", "lb", "--json").json
+    assert len(runs(folder / "lb")) == 2 and again["robust_accuracy"] == worst

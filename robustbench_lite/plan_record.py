@@ -142,6 +142,7 @@ def dataset_record(data: Dataset, samples: int) -> DatasetRecord:
         classes=len(data.classes),
         shape=tuple(data.shape),
         samples=samples,
+        class_names=tuple(data.classes),
     )
 
 

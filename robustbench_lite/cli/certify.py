@@ -60,6 +60,7 @@ def certify(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: Annotated[int, typer.Option(help="Of the method's random numbers.", rich_help_panel="Computing")] = 0,
@@ -81,6 +82,7 @@ def certify(
     from ..data_request import DataRequest
     from ..prepare import make_defenses, pick_device, prepare_model, recorded_defenses
     from .evaluate import check_board
+    from .reading import read_data
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
@@ -93,8 +95,8 @@ def certify(
     check_board(leaderboard / "certificates")
     if figure is not None:
         _check_figure(figure, per_image=certifier.per_image)
-    request = DataRequest(dataset, split, data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, split, data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (data,) = read_data(request, [(model, weights)])
     shape = tuple(data.shape)
     check_certification(certifier, threat, defenses, shape=shape, seed=seed, batch_size=batch_size)
     index = balanced_subset(data.labels, len(data) if samples is None else samples)

@@ -87,6 +87,7 @@ def evaluate(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -140,6 +141,7 @@ def evaluate(
         recorded_defenses,
     )
     from ..surrogate import Surrogate
+    from .reading import read_data
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
@@ -157,8 +159,9 @@ def evaluate(
     defenses = make_defenses(defense or [], defense_option or [])
     part, device = parse_shard(shard), pick_device(device)
     _check_paths(leaderboard, save_examples, figure)
-    request = DataRequest(dataset, split, data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, split, data_dir, download, image_size, workers, o.class_list(class_names))
+    named = [(spec, file or None) for spec, _, file in (each.partition("=") for each in surrogate or [])]
+    request, (data,) = read_data(request, [(model, weights), *named])
     from ..data import balanced_subset
 
     settings: dict[str, Any] = {
@@ -188,9 +191,8 @@ def evaluate(
 
     network = prepared(model, weights, defenses)
     if surrogate:
-        parts = (spec.partition("=") for spec in surrogate)
         with o.naming("--surrogate"):
-            loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in parts]
+            loaded = [Surrogate.of(prepared(name, file)) for name, file in named]
         settings["attack"] = make_attack(attack, attack_options, threat, surrogates=loaded)
     made_by = recorded_defenses(network, defenses)
     plan = Plan(

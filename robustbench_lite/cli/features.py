@@ -74,6 +74,7 @@ def build(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: Annotated[int, typer.Option(help="Of the images' random numbers.", rich_help_panel="Computing")] = 0,
@@ -91,6 +92,7 @@ def build(
     from ..features import make_construction
     from ..prepare import pick_device
     from .features_network import network_of, training_defenses
+    from .reading import read_data
     from .terminal import count_bar, gentle_interrupt, print_json
 
     settings = o.merged("--option", option, {"eps": eps, "steps": steps, "step_size": step_size})
@@ -99,8 +101,8 @@ def build(
     defenses = training_defenses(defense, defense_option)
     _check_folder(out)
     device = pick_device(device)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    test, train = request.load("test"), request.load("train")
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     construction.resolve(train)
     index = balanced_subset(train.labels, len(train) if samples is None else samples)
     network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)

@@ -50,6 +50,7 @@ def usefulness(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -77,6 +78,7 @@ def usefulness(
     from ..prepare import pick_device
     from .features_network import network_of, training_defenses
     from .features_show import check_outputs, parse_classes, read_beside, show_usefulness
+    from .reading import read_data
     from .terminal import count_bar
 
     check_outputs(out, figure)
@@ -88,8 +90,8 @@ def usefulness(
     make_attack(attack, options, threat)
     defenses = training_defenses(defense, defense_option)
     device = pick_device(device)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    test, train = request.load("test"), request.load("train")
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     if samples is not None:
         test = part_of(test, balanced_subset(test.labels, samples), split=f"{test.split}, {samples} of it")
     network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)

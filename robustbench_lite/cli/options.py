@@ -37,6 +37,15 @@ def naming(argument: str) -> Iterator[None]:
         raise
 
 
+def class_list(text: str | None) -> tuple[str, ...] | None:
+    """What `--class-names` says; None where it is not given."""
+    if text is None:
+        return None
+    from ..data import parse_classes
+
+    return parse_classes(text)
+
+
 def check_model_name(spec: str, argument: str = "--model") -> None:
     """Raise UserError naming `argument` for a name that no network has."""
     from ..models.build import find_source
@@ -110,6 +119,13 @@ Download = Annotated[
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Side to which images of a folder are brought.", rich_help_panel="Data")
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names in the order of the network's outputs: a file, A,B,C, or numeric for folders 0, 1, 2, ...",
+        rich_help_panel="Data",
+    ),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that decode streamed images.", rich_help_panel="Data")]
 Epochs = Annotated[

@@ -50,6 +50,7 @@ def transfer(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -72,6 +73,7 @@ def transfer(
     from ..surrogate import Surrogate
     from ..transfer import run_transfer
     from ..transfer_plan import TransferPlan, carried
+    from .reading import read_data
     from .terminal import count_bar, gentle_interrupt, print_json, warn
 
     threat = make_threat(norm or default_norm(attack), eps)
@@ -79,8 +81,9 @@ def transfer(
     promised = carried(attack, options, threat, Surrogate.promised(""))
     named, device = _named(models, halves=halves), pick_device(device)
     _check_paths(out, figure)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    with o.naming("--models"):
+        request, (data,) = read_data(request, [(spec, weights or None) for spec, weights, _ in named.values()])
     settings: dict[str, Any] = {
         "data": data,
         "index": balanced_subset(data.labels, len(data) if samples is None else samples),

@@ -75,7 +75,13 @@ def verify(
     device = pick_device(device)
     name = recorded.specification.dataset.name
     request = DataRequest(
-        dataset or name, recorded.specification.dataset.split, data_dir, download, image_size, workers
+        dataset or name,
+        recorded.specification.dataset.split,
+        data_dir,
+        download,
+        image_size,
+        workers,
+        recorded.specification.dataset.class_names,
     )
     loaded = _load_model(recorded, model, request, weights=weights, defenses=defenses, epochs=epochs, device=device)
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]

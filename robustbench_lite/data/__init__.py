@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 from .. import registry
 from ..errors import UserError, unknown_name
 from .checks import checked_images, checked_labels, from_arrays
+from .class_list import parse_classes, with_classes
 from .dataset import ArrayDataset, Dataset, StreamDataset, balanced_subset, shard_of
+from .reading import Reading, reading_line
 from .source import SPLITS, Source, default_data_dir
 
 __all__ = [
     "ArrayDataset",
     "Dataset",
+    "Reading",
     "Source",
     "StreamDataset",
     "balanced_subset",
@@ -24,7 +28,10 @@ __all__ = [
     "default_data_dir",
     "from_arrays",
     "load_dataset",
+    "parse_classes",
+    "reading_line",
     "shard_of",
+    "with_classes",
 ]
 
 
@@ -36,6 +43,7 @@ def load_dataset(
     download: bool = False,
     image_size: int | None = None,
     workers: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Dataset:
     """The data set that `spec` names: NAME or NAME:ARGUMENT, FILE.py:NAME or package.module:NAME.
 
@@ -43,6 +51,8 @@ def load_dataset(
     data_dir    where files are looked for (None: `data` in the cache), and fetched to if `download`
     image_size  side that images of a streamed or Parquet set are brought to
     workers     processes that decode a streamed set
+    classes     class names in the order of the network's outputs, by which labels are numbered; a data set without
+                names takes them in order; ("numeric",) sorts folders that are named by numbers; None: as they come
 
     Raises UserError for an unknown name (with the close ones), and one line on whatever is wrong with
     the data; PluginError where somebody else's source raised.
@@ -64,15 +74,19 @@ def load_dataset(
     options = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
     if entry.origin == "built-in":
         loaded: Dataset = source.load(argument, **options, workers=workers)
-        return loaded
-    try:
-        foreign = source.load(argument, **options, workers=workers)
-        _check(spec, foreign)
-    except UserError:
-        raise
-    except Exception as error:
-        raise registry.guard(f"--dataset: {spec}", error) from error
-    return foreign  # type: ignore[no-any-return]
+    else:
+        try:
+            loaded = source.load(argument, **options, workers=workers)
+            _check(spec, loaded)
+        except UserError:
+            raise
+        except Exception as error:
+            raise registry.guard(f"--dataset: {spec}", error) from error
+    if classes is not None:
+        return with_classes(loaded, classes)
+    if loaded.reading.question is not None:
+        raise UserError(loaded.reading.question)
+    return loaded
 
 
 def _find(spec: str) -> tuple[registry.Entry, str | None]:

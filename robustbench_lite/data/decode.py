@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -57,6 +59,31 @@ def look(files: ImageFiles, i: int) -> Header:
             return Header(not _grey(image), image.height, image.width)
     except Exception as error:
         raise _no_image(files, i, error) from error
+
+
+def is_image(path: Path) -> bool:
+    """Whether Pillow knows the format of a file, whatever its name."""
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return True
+    except Exception:
+        return False
+
+
+def count_animated(files: ImageFiles, places: Iterable[int]) -> int:
+    """How many of the images at these places have several frames; what cannot be read counts as one."""
+    from PIL import Image
+
+    count = 0
+    for i in places:
+        try:
+            with files.open(i) as file, Image.open(file) as image:
+                count += bool(getattr(image, "is_animated", False))
+        except Exception:
+            continue
+    return count
 
 
 def decode(files: ImageFiles, i: int, fit: Fit) -> Tensor:

@@ -76,7 +76,7 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
             f"{argument}: {path} is corrupt: its tensors hash to {found[:12]}, it states {said.get('sha256', '')[:12]}"
         )
     try:
-        told = {name: json.loads(said.get(name, "null")) for name in ("recipe", "history")}
+        told = {name: json.loads(said.get(name, "null")) for name in ("recipe", "history", "classes")}
     except json.JSONDecodeError:
         raise RecordError(f"{argument}: {path} is corrupt: the recipe in it cannot be read") from None
     return tensors, {"model": said.get("model"), **told}
@@ -189,9 +189,11 @@ def save_weights(
     model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
+    classes: Sequence[str] = (),
 ) -> str:
     """Write the state of `module` as safetensors, with its recipe, history and SHA-256, whole or not at all.
 
+    classes: the names of its outputs, in order.
     Returns the SHA-256, which `read_weights` checks. Raises UserError where the file cannot be written.
     """
     from safetensors.torch import save_file
@@ -202,6 +204,8 @@ def save_weights(
     said = {"format": FORMAT, "sha256": sha256, "recipe": json.dumps(recipe, sort_keys=True)}
     if history:
         said["history"] = json.dumps(list(history))
+    if classes:
+        said["classes"] = json.dumps(list(classes))
     if model is not None:
         said["model"] = model
     write_whole(Path(path), _disk_errors(lambda temporary: save_file(tensors, temporary, metadata=said)))

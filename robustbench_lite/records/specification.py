@@ -56,7 +56,10 @@ class DefenseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """The samples of the whole run, of which a shard holds a share."""
+    """The samples of the whole run, of which a shard holds a share.
+
+    `class_names` are the classes' names in the order of the labels; null in records that do not have them.
+    """
 
     name: str
     split: str
@@ -64,6 +67,7 @@ class DatasetRecord:
     classes: int
     shape: tuple[int, ...]
     samples: int
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +198,7 @@ class Specification:
                 f"written by a newer robustbench-lite (schema version {version}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade to read it"
             )
-        if version in (1, 2, 3):
+        if version in (1, 2, 3, 4):
             _complete(raw)
         specification: Specification = decode(cls, raw, "specification")
         fault = specification._fault()
@@ -224,9 +228,9 @@ class Specification:
         """
         told = plain(self, "specification")
         kept: dict[str, Any] = {
-            key: told[key]
-            for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
+            key: told[key] for key in ("threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
+        kept["dataset"] = without(told["dataset"], "class_names")  # the labels' order is in the fingerprint
         kept["model"] = without(told["model"], "weights", "recipe")
         kept["defenses"] = [_deciding(defense) for defense in told["defenses"]]
         kept["attack"] = without(told["attack"], "options", "minimal", "own_limits")
@@ -305,8 +309,9 @@ def _complete(raw: dict[str, Any]) -> None:
     """What a version did not know yet.
 
     Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense,
-    defenses that reject or learn.
+    defenses that reject or learn; 4: the classes' names.
     """
+    complete_dataset(raw)
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
     for defense in raw["defenses"] if isinstance(raw.get("defenses"), list) else ():
@@ -319,6 +324,12 @@ def _complete(raw: dict[str, Any]) -> None:
             raw["attack"].setdefault("minimal", False)
         raw["attack"].setdefault("own_limits", False)
     raw.setdefault("costs", None)
+
+
+def complete_dataset(raw: dict[str, Any]) -> None:
+    """Add what older records do not say of their data set."""
+    if isinstance(raw.get("dataset"), dict):
+        raw["dataset"].setdefault("class_names", None)
 
 
 def _no_constant(name: str) -> float:

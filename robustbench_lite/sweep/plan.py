@@ -32,11 +32,12 @@ SURROGATE_SEED = 1000
 
 @dataclass(frozen=True)
 class DataEntry:
-    """A data set by name; samples: of its test split, class-balanced; None for all."""
+    """A data set by name; samples: of its test split, class-balanced; None for all; class_names: in order."""
 
     name: str
     samples: int | None = None
     image_size: int | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

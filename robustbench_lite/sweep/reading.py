@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data import parse_classes
 from ..errors import UserError, close_names
 from ..models.build import find_source
 from ..plan import make_threat
@@ -120,7 +121,9 @@ def read_sweep(path: Path) -> Sweep:
 def _data(top: _Table) -> Iterator[DataEntry]:
     samples = top.whole("samples", 1)
     for _, table in top.entries("datasets", "name"):
-        yield DataEntry(table.need("name", str), table.whole("samples", 1, samples), table.whole("image_size", 1))
+        name, size = table.need("name", str), table.whole("image_size", 1)
+        names: str | None = table.take("class_names", str)
+        yield DataEntry(name, table.whole("samples", 1, samples), size, None if names is None else parse_classes(names))
         table.end()
 
 

@@ -154,7 +154,7 @@ def test_a_missing_field_is_named() -> None:
 
 def test_a_newer_version_is_told_from_a_broken_one() -> None:
     with pytest.raises(RecordError, match=r"newer robustbench-lite .*upgrade"):
-        Specification.from_json('{"schema_version": 5, "anything": 1}')
+        Specification.from_json('{"schema_version": 6, "anything": 1}')
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1: 2}, object(), b"x", {"a": [{"b": float("nan")}]}])

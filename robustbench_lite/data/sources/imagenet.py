@@ -8,7 +8,8 @@ from typing import ClassVar
 from ...errors import UserError
 from ..dataset import Dataset
 from ..decode import Fit
-from ..files import class_folders, stream_folder
+from ..files import stream_folder
+from ..layout import class_folders
 from ..source import default_data_dir, no_argument
 
 CLASSES = 1000
@@ -51,7 +52,7 @@ class ImageNet:
         side = image_size or 224
         return stream_folder(
             part,
-            folders=folders,
+            folders={name: name for name in folders},
             classes=_names(part.parent, folders),
             name="imagenet",
             split=split,

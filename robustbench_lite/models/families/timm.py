@@ -31,6 +31,11 @@ class Timm:
             "input_size": int(config.input_size[-1]),
         }
 
+    def class_count(self, architecture: str) -> int:
+        """How many classes the published weights tell apart."""
+        config = self._config(architecture)
+        return 0 if config is None else int(config.num_classes or 0)
+
     def build(
         self, architecture: str, *, n_classes: int, shape: tuple[int, int, int], pretrained: bool = False
     ) -> nn.Module:

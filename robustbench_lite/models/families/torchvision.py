@@ -39,6 +39,10 @@ class TorchVision:
             "input_size": int(transforms.crop_size[0]),
         }
 
+    def class_count(self, architecture: str) -> int:
+        """How many classes the published weights tell apart."""
+        return len(self._weights(architecture).meta["categories"])
+
     def build(
         self, architecture: str, *, n_classes: int, shape: tuple[int, int, int], pretrained: bool = False
     ) -> nn.Module:

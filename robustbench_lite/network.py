@@ -19,6 +19,7 @@ from .losses import reached, slope_of
 from .registry import guard
 from .streams import Stream, drawing
 
+MASK_GAP = 100.0
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -123,7 +124,10 @@ class Network:
     probabilities: the first answer's rows are shares that sum to 1. Then logarithms are taken of all, which are
     logits but for a constant: a softmax at the end hides no margin, down to the smallest float32.
 
-    Raises UserError where the model returns something other than (N, K) finite logits.
+    Logits of -inf mask classes: each becomes a number 100 below the image's smallest other logit, so that losses and
+    margins stay finite, and no gradient flows through it.
+
+    Raises UserError where the model returns something other than (N, K) logits that are finite or mask some classes.
     """
 
     def __init__(
@@ -277,6 +281,9 @@ class Network:
             )
         logits = logits.float()
         if not torch.isfinite(logits.detach().sum()):
+            logits = _with_masked(logits)
+            if torch.isfinite(logits.detach().sum()):
+                return logits
             if lower:
                 return torch.nan_to_num(logits)
             self._blame(x, logits)
@@ -292,8 +299,8 @@ class Network:
         if not torch.isfinite(x.detach()).all():
             raise UserError("attack: it made an image with NaN or infinite pixels; candidates must be finite")
         raise UserError(
-            f"model: expected finite logits, got NaN or infinity for {bad} of {len(x)} images; "
-            "look for a division or logarithm of zero, or broken weights"
+            f"model: expected finite logits, got NaN or infinity for {bad} of {len(x)} images (-inf for some of the "
+            "classes masks these); look for a division or logarithm of zero, or broken weights"
         )
 
     def _in_blocks(
@@ -349,6 +356,17 @@ class Network:
             seen.append(torch.cat([logits, gradient.flatten(1)], 1)[rows])
         rows_seen = torch.cat(seen)
         return torch.equal(rows_seen, rows_seen[:1].expand_as(rows_seen))
+
+
+def _with_masked(logits: Tensor) -> Tensor:
+    """Logits (N, K) with -inf replaced by a constant 100 below the row's smallest finite one: exp(-100) adds nothing.
+
+    Where ratios of differences are taken (DLR) a number of the size of the others keeps their slope, which the lowest
+    float would not. A row without a finite logit keeps what it has.
+    """
+    masked = logits.detach() == -torch.inf
+    floor = logits.detach().masked_fill(masked, torch.inf).amin(1, keepdim=True) - MASK_GAP
+    return torch.where(masked & torch.isfinite(floor), floor, logits)
 
 
 def _are_shares(rows: Tensor) -> bool:

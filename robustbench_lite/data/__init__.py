@@ -10,7 +10,7 @@ import torch
 
 from .. import registry
 from ..errors import UserError, unknown_name
-from .checks import checked_images, checked_labels, from_arrays
+from .checks import checked_images, checked_labels, from_arrays, read_images, read_labels
 from .class_list import parse_classes, with_classes
 from .dataset import ArrayDataset, Dataset, StreamDataset, balanced_subset, shard_of
 from .reading import Reading, reading_line
@@ -29,6 +29,8 @@ __all__ = [
     "from_arrays",
     "load_dataset",
     "parse_classes",
+    "read_images",
+    "read_labels",
     "reading_line",
     "shard_of",
     "with_classes",

@@ -31,13 +31,14 @@ def given_model(model: nn.Module, name: str | None = None) -> LoadedModel:
     """A network of the caller's as what a run takes."""
     from .models import LoadedModel
     from .models.identity import state_sha256
+    from .models.normalize import preprocessing_of
 
     return LoadedModel(
         module=model,
         name=name or type(model).__name__,
         sha256=state_sha256(model),
         parameters=sum(p.numel() for p in model.parameters()),
-        preprocessing={},
+        preprocessing=preprocessing_of(model),
         weights="given",
         recipe=None,
         source_sha256=_own_source(model),

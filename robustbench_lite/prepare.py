@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .fitting import FitData
     from .history import History
     from .loop import TrainingProgress
-    from .models import LoadedModel
+    from .models import LoadedModel, Normalization
     from .threat import Threat
 
 
@@ -97,6 +97,7 @@ def prepare_model(
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
+    normalize: Normalization | None = None,
 ) -> LoadedModel:
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
@@ -106,6 +107,7 @@ def prepare_model(
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
+    normalize: put before the network, of whose normalised images the weights are (`load_model`).
     Of the inference-time defenses only those matter behind which a network is trained, and what it then sees.
     """
     from .decided import describe, describe_defenses
@@ -177,6 +179,7 @@ def prepare_model(
         recipe=described,
         retrain=retrain and ready,
         seed=whole.seed,
+        normalize=normalize,
     )
 
 

@@ -52,6 +52,8 @@ def certify(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -90,6 +92,7 @@ def certify(
     certifier = make_certifier(method, options)
     threat = certificate_threat(norm, eps, certifier)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     defenses = make_defenses(defense or [], defense_option or [])
     device = pick_device(device)
     check_board(leaderboard / "certificates")
@@ -112,6 +115,7 @@ def certify(
             device=device,
             progress=bar,
             note=note,
+            normalize=normalize,
         )
     made_by = recorded_defenses(network, defenses)
     plan = CertificationPlan(

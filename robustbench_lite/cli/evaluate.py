@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..defense import Defense
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
     from ..plan import Plan
     from ..records.run import Run
     from ..result import Result
@@ -40,6 +40,8 @@ rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surr
 def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     attack: Annotated[
         str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
@@ -152,6 +154,7 @@ def evaluate(
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     for spec in surrogate or []:
         o.check_model_name(spec.partition("=")[0], "--surrogate")
     promised = [Surrogate.promised(spec) for spec in surrogate or []]
@@ -183,13 +186,15 @@ def evaluate(
     settings["learn_from"] = defense_images(request, defenses)
     settings["checks"] = checks
 
-    def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
+    def prepared(
+        spec: str, weights: str | None, defenses: Sequence[Defense] = (), normalize: Normalization | None = None
+    ) -> LoadedModel:
         with training_bar(f"training {spec}") as bar:
             recipe = {} if epochs is None else {"epochs": epochs}
             given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
-            return prepare_model(spec, request, data, **given, progress=bar, note=note)
+            return prepare_model(spec, request, data, **given, progress=bar, note=note, normalize=normalize)
 
-    network = prepared(model, weights, defenses)
+    network = prepared(model, weights, defenses, normalize)
     if surrogate:
         with o.naming("--surrogate"):
             loaded = [Surrogate.of(prepared(name, file)) for name, file in named]

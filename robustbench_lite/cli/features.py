@@ -67,6 +67,8 @@ def build(
     option: Options = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -98,6 +100,7 @@ def build(
     settings = o.merged("--option", option, {"eps": eps, "steps": steps, "step_size": step_size})
     construction = make_construction(kind, settings)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     defenses = training_defenses(defense, defense_option)
     _check_folder(out)
     device = pick_device(device)
@@ -105,7 +108,8 @@ def build(
     request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     construction.resolve(train)
     index = balanced_subset(train.labels, len(train) if samples is None else samples)
-    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    trained: dict[str, Any] = {"defenses": defenses, "epochs": epochs, "normalize": normalize}
+    network = network_of(model, request, test, weights=weights, device=device, **trained)
     with gentle_interrupt() as stop, count_bar(f"building {construction.symbol}", len(index)) as progress:
         made = make(
             construction,
@@ -180,6 +184,8 @@ def train(
     path: Annotated[Path, typer.Argument(help="Folder that rbl features build wrote.", metavar="PATH")],
     out: Annotated[Path, typer.Option(help="PATH.safetensors that receives the network.", rich_help_panel="Result")],
     model: o.Model = "small-cnn",
+    mean: o.Mean = None,
+    std: o.Std = None,
     epochs: o.Epochs = None,
     lr: Lr = None,
     train_batch_size: TrainBatchSize = None,
@@ -211,6 +217,8 @@ def train(
         history=history,
         figure=figure,
         model=model,
+        mean=mean,
+        std=std,
         dataset=f"parquet:{path}",
         epochs=epochs,
         lr=lr,

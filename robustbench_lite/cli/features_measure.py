@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,8 @@ rbl features synthetic --features 10000 --correlation 0.03 --out synthetic.csv -
 def usefulness(
     model: o.Model = "small-cnn",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     classes: Annotated[
@@ -84,6 +86,7 @@ def usefulness(
     check_outputs(out, figure)
     panels = read_beside(beside or [], figure)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     pair = None if classes is None else parse_classes(classes)
     threat = make_threat(norm, eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
@@ -94,7 +97,8 @@ def usefulness(
     request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     if samples is not None:
         test = part_of(test, balanced_subset(test.labels, samples), split=f"{test.split}, {samples} of it")
-    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    trained: dict[str, Any] = {"defenses": defenses, "epochs": epochs, "normalize": normalize}
+    network = network_of(model, request, test, weights=weights, device=device, **trained)
     with placed(network.module, device) as module, frozen(module):
         workshop = Workshop(train, module, seed=seed, device=device)
         with count_bar("attacking features", workshop.n_features) as progress:

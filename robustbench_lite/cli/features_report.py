@@ -22,6 +22,8 @@ rbl features report --model small-cnn --dataset mnist --data-dir data --samples 
 
 def report(
     model: o.Model = "small-cnn",
+    mean: o.Mean = None,
+    std: o.Std = None,
     kinds: Annotated[
         str, typer.Option(help="Constructions, with commas between them.", rich_help_panel="Construction")
     ] = "robust,nonrobust,random,shifted,errors",
@@ -113,6 +115,7 @@ def report(
         [name for name in (part.strip() for part in kinds.split(",")) if name],
         parse_pairs("--option", option or []),
     )
+    normalize = o.normalization(mean, std)
     named = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size}
     recipe = o.merged("--train-option", train_option, named)
     recipe_for([], recipe, argument="--train-option")
@@ -138,6 +141,7 @@ def report(
         robust_samples=robust_samples,
         batch_size=batch_size,
         device=device,
+        normalize=normalize,
     )
     with gentle_interrupt() as stop:
         found = make(study, bars=Bars(training_bar, count_bar), stop=stop, note=warn)

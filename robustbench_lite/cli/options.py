@@ -6,9 +6,12 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..models import Normalization
 
 
 def merged(argument: str, given: list[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +49,15 @@ def class_list(text: str | None) -> tuple[str, ...] | None:
     return parse_classes(text)
 
 
+def normalization(mean: str | None, std: str | None) -> Normalization | None:
+    """What `--mean` and `--std` say; None where they are not given."""
+    if mean is None and std is None:
+        return None
+    from ..models import Normalization
+
+    return Normalization.parse(mean, std)
+
+
 def check_model_name(spec: str, argument: str = "--model") -> None:
     """Raise UserError naming `argument` for a name that no network has."""
     from ..models.build import find_source
@@ -69,6 +81,18 @@ Weights = Annotated[
         "nothing: trained once for the data set and kept in the cache.",
         rich_help_panel="Model",
     ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        help="What the network's images are normalised by, in pixels of [0, 1]: 0.5, or R,G,B, or imagenet, clip, "
+        "cifar10, cifar100, mnist, fashion-mnist, half.",
+        rich_help_panel="Model",
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Standard deviation, as --mean; default that of the name.", rich_help_panel="Model"),
 ]
 Defenses = Annotated[
     list[str] | None,

@@ -39,6 +39,8 @@ def train(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -87,6 +89,7 @@ def train(
         raise UserError(f"--defense: {idle} trains nothing; give it to rbl evaluate with --weights {out.name}")
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
     recipe = o.merged("--train-option", train_option, given)
+    normalize = o.normalization(mean, std)
     configure(Recipe, recipe, argument="--train-option")
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
     device = pick_device(device)
@@ -110,6 +113,7 @@ def train(
             device=device,
             progress=progress,
             note=note,
+            normalize=normalize,
         )
     if not main_process():
         return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..data import Dataset
     from ..data_request import DataRequest
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
     from ..transfer import TransferMatrix
 
 EPILOG = """\
@@ -38,6 +38,8 @@ def transfer(
         bool,
         typer.Option("--halves", help="Train each model twice, A/1 and A/2, on disjoint halves of the training set."),
     ] = False,
+    mean: o.Mean = None,
+    std: o.Std = None,
     attack: Annotated[
         str, typer.Option(help="NAME or FILE.py:NAME of fixed eps; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
@@ -79,6 +81,7 @@ def transfer(
     threat = make_threat(norm or default_norm(attack), eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     promised = carried(attack, options, threat, Surrogate.promised(""))
+    normalize = o.normalization(mean, std)
     named, device = _named(models, halves=halves), pick_device(device)
     _check_paths(out, figure)
     request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
@@ -96,9 +99,10 @@ def transfer(
         "deterministic": deterministic,
         "fit": fit_images(request, promised, threat),
     }
+    given: dict[str, Any] = {"epochs": epochs, "device": device, "normalize": normalize}
     with o.naming("--models"):
         networks = {
-            name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
+            name: _prepared(spec, weights or None, half, request, data, **given)
             for name, (spec, weights, half) in named.items()
         }
     plan = TransferPlan(**settings, models=networks)
@@ -151,7 +155,15 @@ def _check_paths(out: Path | None, figure: Path | None) -> None:
 
 
 def _prepared(
-    spec: str, weights: str | None, half: int, request: DataRequest, data: Dataset, *, epochs: int | None, device: str
+    spec: str,
+    weights: str | None,
+    half: int,
+    request: DataRequest,
+    data: Dataset,
+    *,
+    epochs: int | None,
+    device: str,
+    normalize: Normalization | None,
 ) -> LoadedModel:
     """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
     from ..halves import HalfRequest
@@ -173,6 +185,7 @@ def _prepared(
             device=device,
             progress=bar,
             note=note,
+            normalize=normalize,
         )
 
 

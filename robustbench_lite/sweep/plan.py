@@ -20,6 +20,7 @@ from ..threat import Threat
 if TYPE_CHECKING:
     from ..attack import Attack
     from ..defense import Defense
+    from ..models import Normalization
 
 ADAPTIVE = "adaptive"
 # An option of a defense with this value is given the threat's own eps or norm.
@@ -42,11 +43,15 @@ class DataEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A network by name; weights as for `rbl evaluate`; seed: of its training, None for that of the cell."""
+    """A network by name; weights as for `rbl evaluate`; seed: of its training, None for that of the cell.
+
+    normalize: put before it, as `--mean` and `--std` do.
+    """
 
     name: str
     weights: str | None = None
     seed: int | None = None
+    normalize: Normalization | None = None
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,7 @@ class Bench:
                 progress=progress,
                 may_train=self.train,
                 note=self.watch.note,
+                normalize=model.normalize,
             )
 
     def plan(self, cell: Cell) -> Plan:

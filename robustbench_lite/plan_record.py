@@ -143,6 +143,7 @@ def dataset_record(data: Dataset, samples: int) -> DatasetRecord:
         shape=tuple(data.shape),
         samples=samples,
         class_names=tuple(data.classes),
+        framing=None if data.reading.framing is None else dataclasses.asdict(data.reading.framing),
     )
 
 

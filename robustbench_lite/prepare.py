@@ -113,6 +113,7 @@ def prepare_model(
     from .decided import describe, describe_defenses
     from .defense import Defended, InferenceDefense, TrainingDefense, wrap_all
     from .models import load_model
+    from .models.advice import missing_normalization
     from .processes import main_process
     from .recipe import recipe_for
     from .training import train_model
@@ -170,7 +171,7 @@ def prepare_model(
     described = describe(train_set, whole, fitting, more) if train_set is not None else None
     if described is not None and behind:
         described["behind"] = describe_defenses(behind)
-    return load_model(
+    loaded = load_model(
         spec,
         n_classes=len(data.classes),
         shape=shape,
@@ -181,6 +182,9 @@ def prepare_model(
         seed=whole.seed,
         normalize=normalize,
     )
+    if note and train_set is None and (advice := missing_normalization(spec, weights, loaded.module)):
+        note(f"warning: {advice}")
+    return loaded
 
 
 def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from ..errors import UserError, unknown_name
 from .checks import checked_images, checked_labels, from_arrays, read_images, read_labels
 from .class_list import parse_classes, with_classes
 from .dataset import ArrayDataset, Dataset, StreamDataset, balanced_subset, shard_of
+from .decode import Framing
 from .reading import Reading, reading_line
 from .source import SPLITS, Source, default_data_dir
 
 __all__ = [
     "ArrayDataset",
     "Dataset",
+    "Framing",
     "Reading",
     "Source",
     "StreamDataset",
@@ -46,6 +50,7 @@ def load_dataset(
     image_size: int | None = None,
     workers: int = 0,
     classes: Sequence[str] | None = None,
+    framing: Framing | None = None,
 ) -> Dataset:
     """The data set that `spec` names: NAME or NAME:ARGUMENT, FILE.py:NAME or package.module:NAME.
 
@@ -55,6 +60,7 @@ def load_dataset(
     workers     processes that decode a streamed set
     classes     class names in the order of the network's outputs, by which labels are numbered; a data set without
                 names takes them in order; ("numeric",) sorts folders that are named by numbers; None: as they come
+    framing     resizing and cropping that a network was made for, of images in files, where image_size is None
 
     Raises UserError for an unknown name (with the close ones), and one line on whatever is wrong with
     the data; PluginError where somebody else's source raised.
@@ -73,7 +79,9 @@ def load_dataset(
     if not callable(getattr(source, "load", None)):
         raise UserError(f"--dataset: {spec} must be a class with a static method `load`, got {type(source).__name__}")
     folder = None if data_dir is None else Path(data_dir)
-    options = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
+    options: dict[str, Any] = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
+    if framing is not None and "framing" in inspect.signature(source.load).parameters:
+        options["framing"] = framing
     if entry.origin == "built-in":
         loaded: Dataset = source.load(argument, **options, workers=workers)
     else:
@@ -84,11 +92,25 @@ def load_dataset(
             raise
         except Exception as error:
             raise registry.guard(f"--dataset: {spec}", error) from error
+    if framing is not None:
+        loaded = _framed(loaded, framing)
     if classes is not None:
         return with_classes(loaded, classes)
     if loaded.reading.question is not None:
         raise UserError(loaded.reading.question)
     return loaded
+
+
+def _framed(loaded: Dataset, framing: Framing) -> Dataset:
+    """The data set with a note on how the framing was followed."""
+    height, width = loaded.shape[1:]
+    note = f"images {framing}, as the weights ask for"
+    if loaded.reading.framing is None:
+        if (height, width) == (framing.size, framing.size):
+            return loaded
+        note = f"images are {height}x{width}; the weights are for images {framing}"
+    reading = dataclasses.replace(loaded.reading, notes=(*loaded.reading.notes, note))
+    return dataclasses.replace(loaded, reading=reading)
 
 
 def _find(spec: str) -> tuple[registry.Entry, str | None]:

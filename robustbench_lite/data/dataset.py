@@ -199,7 +199,8 @@ def content_hash(images: Tensor, labels: Tensor) -> str:
 
 def listing_hash(names: Sequence[str], sizes: Sequence[int], labels: Tensor, fit: Fit) -> str:
     """SHA-256 over relative paths, sizes of files and labels, and the shape that images are brought to."""
-    digest = hashlib.sha256(f"{fit.shape} {fit.crop}".encode())
+    more = ("" if fit.interpolation == "bilinear" else f" {fit.interpolation}") + (" squash" if fit.squash else "")
+    digest = hashlib.sha256(f"{fit.shape} {fit.crop}{more}".encode())
     for name, size in zip(names, sizes, strict=True):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     digest.update(labels.contiguous().numpy().data)

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UserError
 from .dataset import StreamDataset, listing_hash
-from .decode import Fit, choose_fit, count_animated, is_image
+from .decode import Fit, Framing, choose_fit, count_animated, framing_used, is_image
 from .layout import entries, is_junk
 from .reading import Reading, shortened
 
@@ -94,6 +94,7 @@ def stream_folder(
     image_size: int | None,
     fit: Fit | None,
     workers: int,
+    framing: Framing | None = None,
     reading: Reading | None = None,
     listing: Listing | None = None,
 ) -> StreamDataset:
@@ -108,6 +109,7 @@ def stream_folder(
         image_size: Side that images are brought to; None: the size of the first.
         fit: How images are brought to one size; None: by `image_size` and the images.
         workers: Processes that decode.
+        framing: What the network asks for, where nothing else is given.
         reading: What is known of the reading so far.
         listing: What was listed so far.
 
@@ -131,7 +133,7 @@ def stream_folder(
         others = f", but {sum(listing.ignored.values()):,} files that Pillow cannot read ({ignored})" if ignored else ""
         raise UserError(f"--dataset: no images in the class folders of {root}{others}; give a folder of image files")
     files = FolderFiles(root, tuple(paths))
-    fit = fit or choose_fit(files, len(paths), image_size=image_size)
+    fit = fit or choose_fit(files, len(paths), image_size=image_size, framing=framing)
     y = torch.tensor(labels)
     sizes = [os.stat(root / path).st_size for path in paths]
     fingerprint = listing_hash(names, sizes, y, fit)
@@ -139,6 +141,7 @@ def stream_folder(
         {**reading.counts, split: len(paths)},
         dict(sorted(listing.ignored.items())),
         (*reading.notes, *_notes(files, classes, empty)),
+        framing=framing_used(fit, framing),
     )
     return StreamDataset(name, split, tuple(classes), fit.shape, y, fingerprint, files, fit, workers, reading=reading)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .dataset import Dataset
+    from .decode import Framing
 
 SHOWN = 6  # names listed in full; of a longer list the first three and the last
 _WIDTH = 24  # characters of a name
@@ -20,13 +21,15 @@ class Reading:
 
     counts: images by split, "test" and "train", as far as they are known. ignored: files left out, by extension.
     notes: how what was found was understood, where that needed a decision. question: what must be answered before the
-    labels can be trusted; None where nothing is open.
+    labels can be trusted; None where nothing is open. framing: how images were resized and cropped, where that is a
+    network's own configuration.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     question: str | None = None
+    framing: Framing | None = None
 
 
 def reading_line(spec: str, *read: Dataset) -> str:

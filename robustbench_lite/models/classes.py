@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..data.class_list import is_numbered, match
 from ..errors import RblError, UserError
-from .build import find_source
+from .build import find_source, pretrained_framing
 from .weights import read_weights
 
 if TYPE_CHECKING:
@@ -20,15 +20,16 @@ _IMAGENET = 1000
 
 
 def aligned(request: DataRequest, models: Sequence[tuple[str, str | None]]) -> DataRequest:
-    """The request with the class list that the networks' weights record, where none is given and one is recorded.
+    """The request with the class list and the resizing that the networks' weights ask for, where none is given.
 
     Args:
         request: The data set.
         models: The networks, each with its weights, as `load_model` takes them.
 
     Raises:
-        UserError: For data that cannot be read, and for networks whose classes are in different orders.
+        UserError: For data that cannot be read, and for networks whose classes or images differ.
     """
+    request = _framed(request, models)
     if request.classes is not None or all(weights is None for _, weights in models):
         return request
     classes = request.load().classes
@@ -43,6 +44,19 @@ def aligned(request: DataRequest, models: Sequence[tuple[str, str | None]]) -> D
         )
     order = next(iter(lists), None)
     return request if order is None or order == classes else dataclasses.replace(request, classes=order, kept={})
+
+
+def _framed(request: DataRequest, models: Sequence[tuple[str, str | None]]) -> DataRequest:
+    """The request with the resizing and cropping of published weights; `--image-size` decides against them."""
+    if request.image_size is not None:
+        return request
+    found = {spec: pretrained_framing(spec) for spec, weights in models if weights == "pretrained"}
+    framings = {framing for framing in found.values() if framing is not None}
+    if len(framings) > 1:
+        raise UserError(
+            f"--weights: {' and '.join(found)} were made for images of different sizes or crops; give --image-size"
+        )
+    return dataclasses.replace(request, framing=next(iter(framings)), kept={}) if framings else request
 
 
 def recorded_classes(spec: str, weights: str | None, classes: Sequence[str]) -> tuple[str, ...] | None:

@@ -109,7 +109,7 @@ class CertificateSpecification:
         """What makes two certificates the same: all that decides the rows, by content and not by place."""
         told = plain(self, "specification")
         kept: dict[str, Any] = {key: told[key] for key in ("threat", "seed")}
-        kept["dataset"] = without(told["dataset"], "class_names")
+        kept["dataset"] = without(told["dataset"], "class_names", "framing")
         kept["model"] = without(told["model"], "weights", "recipe")
         kept["defenses"] = [without(defense, "spec", "options") for defense in told["defenses"]]
         kept["method"] = without(told["method"], "options")

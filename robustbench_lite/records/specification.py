@@ -59,6 +59,7 @@ class DatasetRecord:
     """The samples of the whole run, of which a shard holds a share.
 
     `class_names` are the classes' names in the order of the labels; null in records that do not have them.
+    `framing` is the resizing and cropping that the network's configuration asked for; null where it asked for none.
     """
 
     name: str
@@ -68,6 +69,7 @@ class DatasetRecord:
     shape: tuple[int, ...]
     samples: int
     class_names: tuple[str, ...] | None = None
+    framing: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,7 @@ class Specification:
         kept: dict[str, Any] = {
             key: told[key] for key in ("threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
-        kept["dataset"] = without(told["dataset"], "class_names")  # the labels' order is in the fingerprint
+        kept["dataset"] = without(told["dataset"], "class_names", "framing")  # both are in the fingerprint
         kept["model"] = without(told["model"], "weights", "recipe")
         kept["defenses"] = [_deciding(defense) for defense in told["defenses"]]
         kept["attack"] = without(told["attack"], "options", "minimal", "own_limits")
@@ -330,6 +332,7 @@ def complete_dataset(raw: dict[str, Any]) -> None:
     """Add what older records do not say of their data set."""
     if isinstance(raw.get("dataset"), dict):
         raw["dataset"].setdefault("class_names", None)
+        raw["dataset"].setdefault("framing", None)
 
 
 def _no_constant(name: str) -> float:

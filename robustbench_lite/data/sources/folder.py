@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ...errors import UserError
 from ..dataset import Dataset
+from ..decode import Framing
 from ..files import Listing, stream_folder
 from ..layout import WANTED, Layout, find_layout
 from ..reading import Reading
@@ -38,6 +39,7 @@ class Folder:
         download: bool,
         image_size: int | None,
         workers: int,
+        framing: Framing | None = None,
     ) -> Dataset:
         """The images of PATH."""
         del data_dir, download
@@ -61,6 +63,7 @@ class Folder:
             image_size=image_size,
             fit=None,
             workers=workers,
+            framing=framing,
             reading=_of_other_splits(layout, path, split),
             listing=listing,
         )

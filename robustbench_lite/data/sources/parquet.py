@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import UserError
 from ..dataset import Dataset, StreamDataset, listing_hash
-from ..decode import choose_fit
+from ..decode import Framing, choose_fit, framing_used
 from ..labels import classes_in, read_labels
 from ..reading import Reading
 from ..source import path_argument, recorded_name
@@ -48,6 +48,7 @@ class Parquet:
         download: bool,
         image_size: int | None,
         workers: int,
+        framing: Framing | None = None,
     ) -> Dataset:
         """The images of PATH."""
         del data_dir, download
@@ -62,9 +63,10 @@ class Parquet:
             raise UserError(f"--dataset: parquet:{argument} must hold at least one image, got 0 rows")
         names, notes, question = _classes(where, tables, others)
         labels, of_labels = read_labels(where, values, count=len(values), classes=len(names), names=names)
-        reading = Reading(notes=(*notes, *of_labels), question=question)
         rows = ParquetRows(tuple(files), tables[0].image, tuple(g for t in tables for g in t.groups(files)))
-        fit = choose_fit(rows, len(labels), image_size=image_size)
+        fit = choose_fit(rows, len(labels), image_size=image_size, framing=framing)
+        used = framing_used(fit, framing)
+        reading = Reading(notes=(*notes, *of_labels), question=question, framing=used)
         sizes = [file.stat().st_size for file in files]
         fingerprint = listing_hash([file.name for file in files], sizes, labels, fit)
         name = recorded_name("parquet", path)

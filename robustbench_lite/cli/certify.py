@@ -174,7 +174,7 @@ def _show(found: Certified, leaderboard: Path, *, as_json: bool, figure: Path | 
     if as_json:
         print_json(row)
         return
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     for number, line in enumerate(lines(found)):
         out.print(line, markup=False, style="bold" if not number else "")
     if figure is not None:

@@ -338,7 +338,7 @@ def _show(
     if as_json:
         print_json({**row, **{name: value for part in more for name, value in part.json.items()}})
         return
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     model, about = row["model"], headline(row)
     out.print(f"[bold]{escape(model)}[/]{escape(about.removeprefix(model))}")
     for name, value in lines(result, row):

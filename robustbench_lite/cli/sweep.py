@@ -154,11 +154,11 @@ def _show(bench: Bench, table: Any, done: Sequence[Done], *, as_json: bool) -> i
         told = [{"cell": str(each.cell), "error": each.error} for each in failed]
         print_json({**counts, "table": rows, "failures": told, "parquet": f"{stem}.parquet", "markdown": f"{stem}.md"})
     else:
-        console = Console(highlight=False)
+        console = Console(emoji=False, highlight=False)
         for part in to_rich(table, console.width):
             console.print(part)
             console.print()
-        out = Console(highlight=False, soft_wrap=True)
+        out = Console(emoji=False, highlight=False, soft_wrap=True)
         out.print(f"{counts['ran']} ran, {counts['there']} were there, {counts['failed']} failed", markup=False)
         out.print(f"  table    {stem}.md, {stem.name}.parquet", markup=False)
         out.print(f"  see all  rbl leaderboard show --leaderboard {bench.leaderboard}", markup=False)

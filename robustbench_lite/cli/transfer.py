@@ -196,11 +196,11 @@ def _show(found: TransferMatrix, written: Mapping[str, Path | None]) -> None:
 
     said = found.summary()
     options = "".join(f", {key}={value}" for key, value in said["attack_options"].items())
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     images = f"{said['n']:,} image{'s' if said['n'] > 1 else ''}"
     threat = threat_text(said["norm"], said["eps"])
     out.print(f"{said['dataset']}, {images}, attack {said['attack']}{options}, {threat}", markup=False, style="bold")
-    Console(highlight=False).print(_table(found))
+    Console(emoji=False, highlight=False).print(_table(found))
     for key, path in written.items():
         if path is not None:
             out.print(f"  {key:<8} {path}", markup=False)

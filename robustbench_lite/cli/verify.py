@@ -205,7 +205,7 @@ def _image_shape(run: Run) -> tuple[int, int, int]:
 def _show(name: str, examples: Path, found: Reverification) -> None:
     from rich.console import Console
 
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     out.print(f"{name}, images in {examples}", markup=False, style="bold")
     if found.randomized:
         out.print(

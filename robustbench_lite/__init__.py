@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .errors import AccessError, PluginError, RblError, RecordError, UserError
     from .evaluation import evaluate
     from .losses import get_loss
-    from .models import load_model
+    from .models import Normalize, load_model
     from .perturbation import perturb
     from .query import Gradient, Query
     from .recipe import Recipe
@@ -46,7 +46,7 @@ _HOMES = {
     "errors": ("AccessError", "PluginError", "RblError", "RecordError", "UserError"),
     "evaluation": ("evaluate",),
     "losses": ("get_loss",),
-    "models": ("load_model",),
+    "models": ("Normalize", "load_model"),
     "perturbation": ("perturb",),
     "query": ("Gradient", "Query"),
     "result": ("Result",),
@@ -71,6 +71,7 @@ __all__ = [
     "Gradient",
     "InferenceDefense",
     "Loss",
+    "Normalize",
     "PluginError",
     "Query",
     "RblError",

@@ -28,7 +28,7 @@ def cannot(layer: str, kind: str, why: str = "") -> UserError:
 def normalized(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """What `Normalize` does before its network."""
     if x.shape[1] == 1:
-        x = x.expand(-1, mean.shape[1], -1, -1)
+        x = x.expand(-1, max(mean.shape[1], std.shape[1]), -1, -1)
     return (x - mean) / std
 
 
@@ -109,7 +109,9 @@ def _batch_norm(c: Call) -> Any:
 
 
 def _normalized(c: Call) -> Any:
-    mean, std = c.args[1], c.args[2]
+    mean, std = torch.broadcast_tensors(c.args[1], c.args[2])
+    if mean.shape[1] == 1:  # one value for all channels
+        mean, std = (values.expand(1, c.shape[0], 1, 1) for values in (mean, std))
     if c.shape[0] != mean.shape[1]:
         return NotImplemented
     return Scale(1 / std[0], (-mean / std)[0], (mean / std)[0].abs())

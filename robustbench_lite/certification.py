@@ -230,13 +230,12 @@ def certify(
     >>> 0 <= c.certified_accuracy <= c.clean_accuracy <= 1
     True
     """
-    from .given import count_classes, device_of, given_data, given_model, given_tensor
+    from .given import device_of, given_inputs, given_model
 
     if not isinstance(model, nn.Module):
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     certifier = make_certifier(method, method_options)
-    images = given_tensor(x)
-    data = given_data(images, given_tensor(y), count_classes(model, images, defenses), None)
+    data = given_inputs(model, x, y, defenses)
     plan = CertificationPlan(
         model=given_model(model, name),
         data=data,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from .data import Dataset
+    from .data import Dataset, Framing
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class DataRequest:
     download: bool = False
     image_size: int | None = None
     workers: int = 2
+    classes: tuple[str, ...] | None = None
+    framing: Framing | None = None
     kept: dict[Any, Dataset] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, split: str | None = None) -> Dataset:
@@ -37,6 +39,8 @@ class DataRequest:
                 download=self.download,
                 image_size=self.image_size,
                 workers=self.workers,
+                classes=self.classes,
+                framing=self.framing,
             )
         return self.kept[key]
 
@@ -45,4 +49,4 @@ class DataRequest:
         return dataclasses.replace(self, kept={self._key("train"): train, self._key("test"): test})
 
     def _key(self, split: str) -> tuple[Any, ...]:
-        return self.dataset, self.data_dir, self.image_size, split
+        return self.dataset, self.data_dir, self.image_size, self.classes, self.framing, split

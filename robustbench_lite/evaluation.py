@@ -15,13 +15,11 @@ from .attack import Attack
 from .defense import Defense
 from .errors import UserError
 from .given import (
-    count_classes,
     device_of,
-    given_data,
     given_fit_data,
+    given_inputs,
     given_model,
     given_surrogate,
-    given_tensor,
     rounded_down,
 )
 from .perturbation import make_attack
@@ -61,7 +59,8 @@ def evaluate(
     """Robust accuracy of `model` on images under an attack, or several, with one row and the image of each sample.
 
     model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
-    numpy do as well as tensors.
+    numpy do as well as tensors; other forms are understood where they have one reading, with a warning
+    (`data.read_images`, `data.read_labels`).
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
     out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`. A list of attacks
     is the worst case over them: an image is robust only where it survives all (`Result.by_attack` has each); their
@@ -92,10 +91,8 @@ def evaluate(
         raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     if model.training:
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
-    images, labels = given_tensor(x), given_tensor(y)
-    classes = count_classes(model, images, defenses)
     each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
-    data = given_data(images, labels, classes, each)
+    data = given_inputs(model, x, y, defenses, each)
     learn_from = None if fit_data is None else given_fit_data(*fit_data)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(

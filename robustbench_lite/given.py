@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Dataset, from_arrays
-from .data.checks import checked_images
+from .data.checks import read_images, read_labels
 from .data.dataset import as_pixels
 from .defense import Defense, InferenceDefense
 from .errors import UserError
@@ -30,13 +31,14 @@ def given_model(model: nn.Module, name: str | None = None) -> LoadedModel:
     """A network of the caller's as what a run takes."""
     from .models import LoadedModel
     from .models.identity import state_sha256
+    from .models.normalize import preprocessing_of
 
     return LoadedModel(
         module=model,
         name=name or type(model).__name__,
         sha256=state_sha256(model),
         parameters=sum(p.numel() for p in model.parameters()),
-        preprocessing={},
+        preprocessing=preprocessing_of(model),
         weights="given",
         recipe=None,
         source_sha256=_own_source(model),
@@ -55,17 +57,32 @@ def given_surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
     return Surrogate.of(load_model(spec, n_classes=len(data.classes), shape=data.shape, weights=weights or None))
 
 
-def given_tensor(values: Any) -> Any:
-    """A numpy array as a tensor of its own memory; anything else as it is."""
-    return torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
+def given_inputs(
+    model: nn.Module, x: Any, y: Any, defenses: Sequence[Defense] = (), eps: Tensor | None = None
+) -> Dataset:
+    """The images and labels of a call as a data set, of as many classes as the network has logits.
+
+    What had to be understood (`read_images`, `read_labels`) is issued as a warning. UserError for what cannot be.
+    """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
+    count = len(y) if np.ndim(y) else 1
+    images, notes = read_images("x", _own(x), count=count)
+    if images.dtype == torch.uint8 and not notes:
+        notes = ("uint8 images are divided by 255",)
+    data = given_data(images, _own(y), count_classes(model, images, defenses), eps)
+    for note in (*(f"x: {note}" for note in notes), *(f"y: {note}" for note in data.reading.notes)):
+        warnings.warn(note, stacklevel=3)
+    return data
+
+
+def _own(values: Any) -> Any:
+    """An array in memory of its own; anything else as it is."""
+    return np.array(values) if isinstance(values, np.ndarray) else values
 
 
 def count_classes(model: nn.Module, x: Tensor, defenses: Sequence[Defense] = ()) -> int:
-    """How many logits the network has for the first image, as it sees it. UserError where x is no image at all."""
-    if not isinstance(x, Tensor):
-        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
-    if x.ndim != 4 or not len(x):
-        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(x.shape)}")
+    """How many logits the network has for the first of these images (N, C, H, W), as it sees it."""
     device = torch.device(device_of(model))
     with (
         torch.inference_mode(False),
@@ -73,7 +90,7 @@ def count_classes(model: nn.Module, x: Tensor, defenses: Sequence[Defense] = ())
         torch.no_grad(),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
-        first = as_pixels(checked_images("x", x)[:1])
+        first = as_pixels(x[:1])
         for defense in defenses:
             shape = (first.shape[1], first.shape[2], first.shape[3])
             if isinstance(defense, InferenceDefense) and defense.seen_shape(shape) != shape:
@@ -105,7 +122,8 @@ def given_fit_data(x: Tensor, y: Tensor) -> FitData:
     """Images (N, C, H, W) and labels (N,) that an attack learns from. UserError where they are no tensors."""
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise UserError(f"fit_data: expected two tensors (x, y), got {type(x).__name__} and {type(y).__name__}")
-    return FitData(as_pixels(x.detach().cpu()), y.detach().cpu().long())
+    images = read_images("fit_data: x", x, count=len(y))[0]
+    return FitData(as_pixels(images), read_labels("fit_data: y", y, count=len(images), classes=None)[0])
 
 
 def _own_source(model: nn.Module) -> str | None:

@@ -22,6 +22,7 @@ from .registry import guard
 from .rows import copied
 from .streams import Stream, drawing
 
+MASK_GAP = 100.0
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -130,7 +131,10 @@ class Network:
     probabilities: the first answer's rows are shares that sum to 1. Then logarithms are taken of all, which are
     logits but for a constant: a softmax at the end hides no margin, down to the smallest float32.
 
-    Raises UserError where the model returns something other than (N, K) finite logits.
+    Logits of -inf mask classes: each becomes a number 100 below the image's smallest other logit, so that losses and
+    margins stay finite, and no gradient flows through it.
+
+    Raises UserError where the model returns something other than (N, K) logits that are finite or mask some classes.
     """
 
     def __init__(
@@ -281,11 +285,15 @@ class Network:
             also = " and one for rejection" if self.rejects else ""
             raise UserError(
                 f"model: expected logits of shape ({len(x)}, {columns or 'K'}), one for each class{also}, got {came}; "
-                "give a network made for the classes of the data, or say how many these are (npz: an array n_classes)"
+                "give a network made for the classes of the data, or name its classes in order (--class-names; in an npz "
+                "file classes or n_classes)"
             )
         logits = logits.float()
         # One sum sees whether any number is not finite; as a number it is tested faster than as a tensor.
         if not math.isfinite(logits.detach().sum().item()):
+            logits = _with_masked(logits)
+            if math.isfinite(logits.detach().sum().item()):
+                return logits
             if lower:
                 return torch.nan_to_num(logits)
             self._blame(x, logits)
@@ -301,8 +309,8 @@ class Network:
         if not torch.isfinite(x.detach()).all():
             raise UserError("attack: it made an image with NaN or infinite pixels; candidates must be finite")
         raise UserError(
-            f"model: expected finite logits, got NaN or infinity for {bad} of {len(x)} images; "
-            "look for a division or logarithm of zero, or broken weights"
+            f"model: expected finite logits, got NaN or infinity for {bad} of {len(x)} images (-inf for some of the "
+            "classes masks these); look for a division or logarithm of zero, or broken weights"
         )
 
     def _in_blocks(
@@ -358,6 +366,17 @@ class Network:
             seen.append(torch.cat([logits, gradient.flatten(1)], 1)[rows])
         rows_seen = torch.cat(seen)
         return torch.equal(rows_seen, rows_seen[:1].expand_as(rows_seen))
+
+
+def _with_masked(logits: Tensor) -> Tensor:
+    """Logits (N, K) with -inf replaced by a constant 100 below the row's smallest finite one: exp(-100) adds nothing.
+
+    Where ratios of differences are taken (DLR) a number of the size of the others keeps their slope, which the lowest
+    float would not. A row without a finite logit keeps what it has.
+    """
+    masked = logits.detach() == -torch.inf
+    floor = logits.detach().masked_fill(masked, torch.inf).amin(1, keepdim=True) - MASK_GAP
+    return torch.where(masked & torch.isfinite(floor), floor, logits)
 
 
 def _are_shares(rows: Tensor) -> bool:

@@ -188,6 +188,8 @@ def dataset_record(data: Dataset, samples: int) -> DatasetRecord:
         classes=len(data.classes),
         shape=tuple(data.shape),
         samples=samples,
+        class_names=tuple(data.classes),
+        framing=None if data.reading.framing is None else dataclasses.asdict(data.reading.framing),
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .fitting import FitData
     from .history import History
     from .loop import TrainingProgress
-    from .models import LoadedModel
+    from .models import LoadedModel, Normalization
     from .threat import Threat
 
 
@@ -80,6 +80,7 @@ def prepare_model(
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     note: Callable[[str], None] | None = None,
+    normalize: Normalization | None = None,
 ) -> LoadedModel:
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
@@ -89,11 +90,13 @@ def prepare_model(
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
     recipe comes from the cache. Weights that were trained by the same defenses are not trained again.
+    normalize: put before the network, of whose normalised images the weights are (`load_model`).
     Of the inference-time defenses only those matter behind which a network is trained, and what it then sees.
     """
     from .decided import describe, describe_defenses
     from .defense import Defended, InferenceDefense, TrainingDefense, wrap_all
     from .models import load_model
+    from .models.advice import missing_normalization
     from .processes import main_process
     from .recipe import recipe_for
     from .training import train_model
@@ -151,7 +154,7 @@ def prepare_model(
     described = describe(train_set, whole, fitting, more) if train_set is not None else None
     if described is not None and behind:
         described["behind"] = describe_defenses(behind)
-    return load_model(
+    loaded = load_model(
         spec,
         n_classes=len(data.classes),
         shape=shape,
@@ -160,7 +163,11 @@ def prepare_model(
         recipe=described,
         retrain=retrain and ready,
         seed=whole.seed,
+        normalize=normalize,
     )
+    if note and train_set is None and (advice := missing_normalization(spec, weights, loaded.module)):
+        note(f"warning: {advice}")
+    return loaded
 
 
 def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

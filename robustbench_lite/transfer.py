@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .attack import Attack
 from .errors import RecordError, UserError
 from .files import check_output, write_whole
-from .given import count_classes, device_of, given_data, given_fit_data, given_model
+from .given import device_of, given_fit_data, given_inputs, given_model
 from .plan import default_norm, make_threat
 from .records.summary import wilson
 from .transfer_plan import TransferPlan, check_names
@@ -178,7 +178,7 @@ def transfer_matrix(
         if not isinstance(model, nn.Module):
             raise UserError(f"models: expected a torch.nn.Module for {name}, got {type(model).__name__}")
     first = next(iter(models.values()))
-    data = given_data(x, y, count_classes(first, x), None)
+    data = given_inputs(first, x, y)
     plan = TransferPlan(
         models={name: given_model(model, name) for name, model in models.items()},
         data=data,

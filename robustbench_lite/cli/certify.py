@@ -52,6 +52,8 @@ def certify(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -60,6 +62,7 @@ def certify(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: Annotated[int, typer.Option(help="Of the method's random numbers.", rich_help_panel="Computing")] = 0,
@@ -82,6 +85,7 @@ def certify(
     from ..defense import InferenceDefense
     from ..prepare import make_defenses, pick_device, prepare_model, recorded_defenses
     from .evaluate import check_board
+    from .reading import read_data
     from .terminal import note, training_bar, warn
 
     leaderboard = leaderboard.expanduser()
@@ -89,13 +93,14 @@ def certify(
     certifier = make_certifier(method, options)
     threat = certificate_threat(norm, eps, certifier)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     defenses = make_defenses(defense or [], defense_option or [])
     device = pick_device(device)
     check_board(leaderboard / "certificates")
     if figure is not None:
         _check_figure(figure, per_image=certifier.per_image)
-    request = DataRequest(dataset, split, data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, split, data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (data,) = read_data(request, [(model, weights)])
     shape = tuple(data.shape)
     check_certification(certifier, threat, defenses, shape=shape, seed=seed, batch_size=batch_size)
     index = balanced_subset(data.labels, len(data) if samples is None else samples)
@@ -113,6 +118,7 @@ def certify(
             device=device,
             progress=bar,
             note=note,
+            normalize=normalize,
         )
     made_by = recorded_defenses(network, defenses)
     plan = CertificationPlan(
@@ -171,7 +177,7 @@ def _show(found: Certified, leaderboard: Path, *, as_json: bool, figure: Path | 
     if as_json:
         print_json(row)
         return
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     for number, line in enumerate(lines(found)):
         out.print(line, markup=False, style="bold" if not number else "")
     if figure is not None:

@@ -80,14 +80,14 @@ def _show(run: Run, names: Sequence[str], standings: Sequence[Standing]) -> None
     head = (
         f"{s.model.name} on {s.dataset.name}, defense {s.defense}, {s.threat.norm}, {n:,} image{'s' if n > 1 else ''}"
     )
-    Console(highlight=False, soft_wrap=True).print(head, markup=False, style="bold")
+    Console(emoji=False, highlight=False, soft_wrap=True).print(head, markup=False, style="bold")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=CAPTION, pad_edge=False)
     for name in HEADS:
         table.add_column(name, justify="left" if name == HEADS[0] else "right", overflow="fold")
     ranked = sorted(zip(names, standings, strict=True), key=lambda one: (-(one[1].optimality or 0.0), one[0]))
     for name, standing in ranked:
         table.add_row(Text(name), *_cells(standing))
-    Console(highlight=False).print(table)
+    Console(emoji=False, highlight=False).print(table)
 
 
 def _cells(standing: Standing) -> list[str]:

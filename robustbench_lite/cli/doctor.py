@@ -29,6 +29,6 @@ def doctor(
         colors = {"ok": "green", "missing": "yellow", "broken": "bold red"}
         for f in findings:
             table.add_row(f"[{colors[f.state]}]{f.state}[/]", f.what, f.detail)
-        Console(highlight=False).print(table)
+        Console(emoji=False, highlight=False).print(table)
     if broken:
         raise UserError(f"{len(broken)} of {len(findings)} parts are broken: {', '.join(f.what for f in broken)}")

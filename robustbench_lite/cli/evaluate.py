@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..defense import Defense
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
     from ..plan import Plan
     from ..records.run import Run
     from ..result import Result
@@ -42,6 +42,8 @@ rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surr
 def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,6 +96,7 @@ def evaluate(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -147,6 +150,7 @@ def evaluate(
         recorded_defenses,
     )
     from ..surrogate import Surrogate
+    from .reading import read_data
     from .terminal import note, training_bar
 
     leaderboard = leaderboard.expanduser()
@@ -158,6 +162,7 @@ def evaluate(
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     for spec in surrogate or []:
         o.check_model_name(spec.partition("=")[0], "--surrogate")
     promised = [Surrogate.promised(spec) for spec in surrogate or []]
@@ -165,8 +170,9 @@ def evaluate(
     defenses = make_defenses(defense or [], defense_option or [])
     part, device = parse_shard(shard), pick_device(device)
     _check_paths(leaderboard, save_examples, figure)
-    request = DataRequest(dataset, split, data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, split, data_dir, download, image_size, workers, o.class_list(class_names))
+    named = [(spec, file or None) for spec, _, file in (each.partition("=") for each in surrogate or [])]
+    request, (data,) = read_data(request, [(model, weights), *named])
     from ..data import balanced_subset
 
     settings: dict[str, Any] = {
@@ -188,17 +194,18 @@ def evaluate(
     settings["learn_from"] = defense_images(request, defenses)
     settings["checks"] = checks
 
-    def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
+    def prepared(
+        spec: str, weights: str | None, defenses: Sequence[Defense] = (), normalize: Normalization | None = None
+    ) -> LoadedModel:
         with training_bar(f"training {spec}") as bar:
             recipe = {} if epochs is None else {"epochs": epochs}
             given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
-            return prepare_model(spec, request, data, **given, progress=bar, note=note)
+            return prepare_model(spec, request, data, **given, progress=bar, note=note, normalize=normalize)
 
-    network = prepared(model, weights, defenses)
+    network = prepared(model, weights, defenses, normalize)
     if surrogate:
-        parts = (spec.partition("=") for spec in surrogate)
         with o.naming("--surrogate"):
-            loaded = [Surrogate.of(prepared(name, file or None)) for name, _, file in parts]
+            loaded = [Surrogate.of(prepared(name, file)) for name, file in named]
         settings["attack"] = make_attack(attacks, attack_options, threat, surrogates=loaded)
     made_by = recorded_defenses(network, defenses)
     plan = Plan(
@@ -350,7 +357,7 @@ def _show(
     if as_json:
         print_json({**row, **{name: value for part in more for name, value in part.json.items()}})
         return
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     model, about = row["model"], headline(row)
     out.print(f"[bold]{escape(model)}[/]{escape(about.removeprefix(model))}")
     for name, value in lines(result, row):

@@ -68,6 +68,8 @@ def build(
     option: Options = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -75,6 +77,7 @@ def build(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: Annotated[int, typer.Option(help="Of the images' random numbers.", rich_help_panel="Computing")] = 0,
@@ -92,19 +95,22 @@ def build(
     from ..features import make_construction
     from ..prepare import pick_device
     from .features_network import network_of, training_defenses
+    from .reading import read_data
     from .terminal import count_bar, gentle_interrupt, print_json
 
     settings = o.merged("--option", option, {"eps": eps, "steps": steps, "step_size": step_size})
     construction = make_construction(kind, settings)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     defenses = training_defenses(defense, defense_option)
     _check_folder(out)
     device = pick_device(device)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    test, train = request.load("test"), request.load("train")
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     construction.resolve(train)
     index = balanced_subset(train.labels, len(train) if samples is None else samples)
-    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    trained: dict[str, Any] = {"defenses": defenses, "epochs": epochs, "normalize": normalize}
+    network = network_of(model, request, test, weights=weights, device=device, **trained)
     with gentle_interrupt() as stop, count_bar(f"building {construction.symbol}", len(index)) as progress:
         made = make(
             construction,
@@ -179,6 +185,8 @@ def train(
     path: Annotated[Path, typer.Argument(help="Folder that rbl features build wrote.", metavar="PATH")],
     out: Annotated[Path, typer.Option(help="PATH.safetensors that receives the network.", rich_help_panel="Result")],
     model: o.Model = "small-cnn",
+    mean: o.Mean = None,
+    std: o.Std = None,
     epochs: o.Epochs = None,
     lr: Lr = None,
     train_batch_size: TrainBatchSize = None,
@@ -210,6 +218,8 @@ def train(
         history=history,
         figure=figure,
         model=model,
+        mean=mean,
+        std=std,
         dataset=f"parquet:{path}",
         epochs=epochs,
         lr=lr,

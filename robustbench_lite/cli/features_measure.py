@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,8 @@ rbl features synthetic --features 10000 --correlation 0.03 --out synthetic.csv -
 def usefulness(
     model: o.Model = "small-cnn",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     classes: Annotated[
@@ -50,6 +52,7 @@ def usefulness(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -77,22 +80,25 @@ def usefulness(
     from ..prepare import pick_device
     from .features_network import network_of, training_defenses
     from .features_show import check_outputs, parse_classes, read_beside, show_usefulness
+    from .reading import read_data
     from .terminal import count_bar
 
     check_outputs(out, figure)
     panels = read_beside(beside or [], figure)
     o.check_model_name(model)
+    normalize = o.normalization(mean, std)
     pair = None if classes is None else parse_classes(classes)
     threat = make_threat(norm, eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     make_attack(attack, options, threat)
     defenses = training_defenses(defense, defense_option)
     device = pick_device(device)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    test, train = request.load("test"), request.load("train")
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    request, (test, train) = read_data(request, [(model, weights)], "test", "train")
     if samples is not None:
         test = part_of(test, balanced_subset(test.labels, samples), split=f"{test.split}, {samples} of it")
-    network = network_of(model, request, test, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    trained: dict[str, Any] = {"defenses": defenses, "epochs": epochs, "normalize": normalize}
+    network = network_of(model, request, test, weights=weights, device=device, **trained)
     with placed(network.module, device) as module, frozen(module):
         workshop = Workshop(train, module, seed=seed, device=device)
         with count_bar("attacking features", workshop.n_features) as progress:

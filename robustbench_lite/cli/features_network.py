@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ..data import Dataset
     from ..data_request import DataRequest
     from ..defense import Defense
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
 
 
 def training_defenses(
@@ -37,6 +37,7 @@ def network_of(
     defenses: Sequence[Defense],
     epochs: int | None,
     device: str,
+    normalize: Normalization | None = None,
 ) -> LoadedModel:
     """The network, trained where it must be, with a bar on the way."""
     from ..prepare import prepare_model
@@ -53,4 +54,5 @@ def network_of(
             device=device,
             progress=bar,
             note=note,
+            normalize=normalize,
         )

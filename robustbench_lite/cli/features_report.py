@@ -22,6 +22,8 @@ rbl features report --model small-cnn --dataset mnist --data-dir data --samples 
 
 def report(
     model: o.Model = "small-cnn",
+    mean: o.Mean = None,
+    std: o.Std = None,
     kinds: Annotated[
         str, typer.Option(help="Constructions, with commas between them.", rich_help_panel="Construction")
     ] = "robust,nonrobust,random,shifted,errors",
@@ -54,6 +56,7 @@ def report(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     seeds: Annotated[int, typer.Option(help="Fresh networks for each data set.", rich_help_panel="Training")] = 3,
     epochs: Annotated[
@@ -103,6 +106,7 @@ def report(
     from ..prepare import pick_device
     from ..recipe import recipe_for
     from .features_show import check_outputs, show_report
+    from .reading import read_data
     from .terminal import count_bar, gentle_interrupt, training_bar, warn
 
     check_outputs(out, figure)
@@ -111,12 +115,14 @@ def report(
         [name for name in (part.strip() for part in kinds.split(",")) if name],
         parse_pairs("--option", option or []),
     )
+    normalize = o.normalization(mean, std)
     named = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size}
     recipe = o.merged("--train-option", train_option, named)
     recipe_for([], recipe, argument="--train-option")
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
     device = pick_device(device)
-    grey = request.load("test").shape[0] == 1
+    request, (test, _) = read_data(request, (), "test", "train")
+    grey = test.shape[0] == 1
     study = Study(
         model=model,
         request=request,
@@ -135,6 +141,7 @@ def report(
         robust_samples=robust_samples,
         batch_size=batch_size,
         device=device,
+        normalize=normalize,
     )
     with gentle_interrupt() as stop:
         found = make(study, bars=Bars(training_bar, count_bar), stop=stop, note=warn)

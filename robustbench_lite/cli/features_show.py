@@ -53,9 +53,9 @@ def _files(out: Path | None, figure: Path | None) -> dict[str, str | None]:
 def _print(head: str, table: Table, lines: list[str], files: Mapping[str, str | None]) -> None:
     from rich.console import Console
 
-    wide = Console(highlight=False, soft_wrap=True)
+    wide = Console(emoji=False, highlight=False, soft_wrap=True)
     wide.print(head, markup=False, style="bold")
-    Console(highlight=False).print(table)
+    Console(emoji=False, highlight=False).print(table)
     for line in lines:
         wide.print(line, markup=False)
     for name, path in files.items():

@@ -59,7 +59,7 @@ def show(
         return
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     console.print(to_rich(chosen, console.width))
     for reason in reasons(chosen):
         console.print(reason, markup=False)

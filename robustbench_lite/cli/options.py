@@ -6,9 +6,12 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ..models import Normalization
 
 
 def merged(argument: str, given: list[str] | None, named: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +40,24 @@ def naming(argument: str) -> Iterator[None]:
         raise
 
 
+def class_list(text: str | None) -> tuple[str, ...] | None:
+    """What `--class-names` says; None where it is not given."""
+    if text is None:
+        return None
+    from ..data import parse_classes
+
+    return parse_classes(text)
+
+
+def normalization(mean: str | None, std: str | None) -> Normalization | None:
+    """What `--mean` and `--std` say; None where they are not given."""
+    if mean is None and std is None:
+        return None
+    from ..models import Normalization
+
+    return Normalization.parse(mean, std)
+
+
 def check_model_name(spec: str, argument: str = "--model") -> None:
     """Raise UserError naming `argument` for a name that no network has."""
     from ..models.build import find_source
@@ -60,6 +81,18 @@ Weights = Annotated[
         "nothing: trained once for the data set and kept in the cache.",
         rich_help_panel="Model",
     ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        help="What the network's images are normalised by, in pixels of [0, 1]: 0.5, or R,G,B, or imagenet, clip, "
+        "cifar10, cifar100, mnist, fashion-mnist, half.",
+        rich_help_panel="Model",
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Standard deviation, as --mean; default that of the name.", rich_help_panel="Model"),
 ]
 Defenses = Annotated[
     list[str] | None,
@@ -112,6 +145,13 @@ Download = Annotated[
 ]
 ImageSize = Annotated[
     int | None, typer.Option(help="Side to which images of a folder are brought.", rich_help_panel="Data")
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Class names in the order of the network's outputs: a file, A,B,C, or numeric for folders 0, 1, 2, ...",
+        rich_help_panel="Data",
+    ),
 ]
 Workers = Annotated[int, typer.Option(help="Processes that decode streamed images.", rich_help_panel="Data")]
 Epochs = Annotated[

@@ -133,7 +133,7 @@ _PAPER_COLUMN = 100  # columns of a terminal in which the paper has one of its o
 def _print(kind: str, entries: list[Plugin]) -> None:
     from .listing import facts_of
 
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     wide = console.width >= _PAPER_COLUMN
     papers = any(_paper(plugin) for plugin in entries)
     built_in = all(plugin.origin == "built-in" for plugin in entries)
@@ -254,7 +254,7 @@ def _report(spec: str, checks: list[Check]) -> None:
     for check in checks:
         outcome = Text("ok", style="green") if check.ok else Text("failed", style="bold red")
         table.add_row(outcome, check.name, Text(check.detail, style="" if not check.ok else "dim"))
-    Console(highlight=False).print(table)
+    Console(emoji=False, highlight=False).print(table)
     wrong = failed(checks)
     if wrong:
         names = ", ".join(check.name for check in wrong)

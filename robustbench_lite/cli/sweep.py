@@ -52,11 +52,13 @@ def sweep(
 
     What is on the leaderboard already is not run again. What fails is passed by and told at the end (exit status 2).
     """
+    from ..data import reading_line
     from ..data_request import DataRequest
     from ..prepare import pick_device
     from ..sweep import read_sweep, write_table
     from ..sweep.running import Bench
     from .evaluate import check_board
+    from .terminal import note
 
     stated = read_sweep(file)
     cells = _chosen(stated.cells, only or [])
@@ -65,8 +67,8 @@ def sweep(
     bench = Bench(
         stated, leaderboard, pick_device(device), DataRequest(data_dir=data_dir, download=download, workers=workers)
     )
-    for cell in {cell.data: cell for cell in cells}.values():
-        bench.data(cell)
+    for line in dict.fromkeys(reading_line(cell.data.name, bench.data(cell)[1]) for cell in cells):
+        note(line)
     if dry_run:
         return _dry(bench, cells, as_json=as_json)
     done = _run(bench, cells)
@@ -155,11 +157,11 @@ def _show(bench: Bench, table: Any, done: Sequence[Done], *, as_json: bool) -> i
         told = [{"cell": str(each.cell), "error": each.error} for each in failed]
         print_json({**counts, "table": rows, "failures": told, "parquet": f"{stem}.parquet", "markdown": f"{stem}.md"})
     else:
-        console = Console(highlight=False)
+        console = Console(emoji=False, highlight=False)
         for part in to_rich(table, console.width):
             console.print(part)
             console.print()
-        out = Console(highlight=False, soft_wrap=True)
+        out = Console(emoji=False, highlight=False, soft_wrap=True)
         out.print(f"{counts['ran']} ran, {counts['there']} were there, {counts['failed']} failed", markup=False)
         out.print(f"  table    {stem}.md, {stem.name}.parquet", markup=False)
         out.print(f"  see all  rbl leaderboard show --leaderboard {bench.leaderboard}", markup=False)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..loop import TrainingProgress
     from ..running import Progress as EvaluationProgress
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, emoji=False, highlight=False, soft_wrap=True)
 
 
 def note(text: str) -> None:

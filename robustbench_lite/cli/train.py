@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options as o
+
+if TYPE_CHECKING:
+    from ..data_request import DataRequest
 
 EPILOG = """\
 [bold]Examples[/]
@@ -36,12 +39,15 @@ def train(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     unlabeled: Annotated[
         str | None,
@@ -74,6 +80,7 @@ def train(
     from ..prepare import make_defenses, pick_device, prepare_model
     from ..processes import main_process
     from ..recipe import Recipe
+    from .reading import read_data
     from .terminal import note, print_json, training_bar
 
     defenses = make_defenses(defense or [], defense_option or [])
@@ -82,8 +89,9 @@ def train(
         raise UserError(f"--defense: {idle} trains nothing; give it to rbl evaluate with --weights {out.name}")
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
     recipe = o.merged("--train-option", train_option, given)
+    normalize = o.normalization(mean, std)
     configure(Recipe, recipe, argument="--train-option")
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
     device = pick_device(device)
     out = out.expanduser()
     check_output(out, argument="--out", suffix=".safetensors")
@@ -91,7 +99,7 @@ def train(
         check_output(history, argument="--history", suffix=SUFFIXES)
     if figure is not None:
         check_output(figure, argument="--figure", suffix=".png")
-    data = request.load("train")
+    request, (data, *_) = read_data(request, [(model, weights)], *_splits(request))
     with training_bar(f"training {model}") as progress:
         network = prepare_model(
             model,
@@ -105,10 +113,12 @@ def train(
             device=device,
             progress=progress,
             note=note,
+            normalize=normalize,
         )
     if not main_process():
         return
-    save_weights(network.module, out, model=model, recipe=network.recipe or {}, history=network.history)
+    said: dict[str, Any] = {"recipe": network.recipe or {}, "history": network.history, "classes": data.classes}
+    save_weights(network.module, out, model=model, **said)
     if history is not None:
         write_history(network.history, history)
     if figure is not None:
@@ -129,6 +139,17 @@ def train(
             typer.echo(f"{path}: {len(network.history)} epochs")
         if accuracy is not None:
             typer.echo(f"test accuracy {100 * accuracy:.2f} %")
+
+
+def _splits(request: DataRequest) -> tuple[str, ...]:
+    """The training split, and the test split where the data set has one."""
+    from ..errors import UserError
+
+    try:
+        request.load("test")
+    except UserError:
+        return ("train",)
+    return ("train", "test")
 
 
 def _accuracy(module: object, request: object, device: str) -> float | None:

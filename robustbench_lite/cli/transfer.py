@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..data import Dataset
     from ..data_request import DataRequest
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
     from ..transfer import TransferMatrix
 
 EPILOG = """\
@@ -38,6 +38,8 @@ def transfer(
         bool,
         typer.Option("--halves", help="Train each model twice, A/1 and A/2, on disjoint halves of the training set."),
     ] = False,
+    mean: o.Mean = None,
+    std: o.Std = None,
     attack: Annotated[
         str, typer.Option(help="NAME or FILE.py:NAME of fixed eps; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
@@ -50,6 +52,7 @@ def transfer(
     data_dir: o.DataDir = None,
     download: o.Download = False,
     image_size: o.ImageSize = None,
+    class_names: o.ClassNames = None,
     workers: o.Workers = 2,
     epochs: o.Epochs = None,
     seed: o.Seed = 0,
@@ -72,15 +75,18 @@ def transfer(
     from ..surrogate import Surrogate
     from ..transfer import run_transfer
     from ..transfer_plan import TransferPlan, carried
+    from .reading import read_data
     from .terminal import count_bar, gentle_interrupt, print_json, warn
 
     threat = make_threat(norm or default_norm(attack), eps)
     options = o.merged("--attack-option", attack_option, {"steps": steps})
     promised = carried(attack, options, threat, Surrogate.promised(""))
+    normalize = o.normalization(mean, std)
     named, device = _named(models, halves=halves), pick_device(device)
     _check_paths(out, figure)
-    request = DataRequest(dataset, "test", data_dir, download, image_size, workers)
-    data = request.load()
+    request = DataRequest(dataset, "test", data_dir, download, image_size, workers, o.class_list(class_names))
+    with o.naming("--models"):
+        request, (data,) = read_data(request, [(spec, weights or None) for spec, weights, _ in named.values()])
     settings: dict[str, Any] = {
         "data": data,
         "index": balanced_subset(data.labels, len(data) if samples is None else samples),
@@ -93,9 +99,10 @@ def transfer(
         "deterministic": deterministic,
         "fit": fit_images(request, promised, threat),
     }
+    given: dict[str, Any] = {"epochs": epochs, "device": device, "normalize": normalize}
     with o.naming("--models"):
         networks = {
-            name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
+            name: _prepared(spec, weights or None, half, request, data, **given)
             for name, (spec, weights, half) in named.items()
         }
     plan = TransferPlan(**settings, models=networks)
@@ -148,7 +155,15 @@ def _check_paths(out: Path | None, figure: Path | None) -> None:
 
 
 def _prepared(
-    spec: str, weights: str | None, half: int, request: DataRequest, data: Dataset, *, epochs: int | None, device: str
+    spec: str,
+    weights: str | None,
+    half: int,
+    request: DataRequest,
+    data: Dataset,
+    *,
+    epochs: int | None,
+    device: str,
+    normalize: Normalization | None,
 ) -> LoadedModel:
     """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
     from ..halves import HalfRequest
@@ -170,6 +185,7 @@ def _prepared(
             device=device,
             progress=bar,
             note=note,
+            normalize=normalize,
         )
 
 
@@ -180,11 +196,11 @@ def _show(found: TransferMatrix, written: Mapping[str, Path | None]) -> None:
 
     said = found.summary()
     options = "".join(f", {key}={value}" for key, value in said["attack_options"].items())
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     images = f"{said['n']:,} image{'s' if said['n'] > 1 else ''}"
     threat = threat_text(said["norm"], said["eps"])
     out.print(f"{said['dataset']}, {images}, attack {said['attack']}{options}, {threat}", markup=False, style="bold")
-    Console(highlight=False).print(_table(found))
+    Console(emoji=False, highlight=False).print(_table(found))
     for key, path in written.items():
         if path is not None:
             out.print(f"  {key:<8} {path}", markup=False)

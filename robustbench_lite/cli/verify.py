@@ -12,7 +12,7 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..defense import Defense
-    from ..models import LoadedModel
+    from ..models import LoadedModel, Normalization
     from ..records.run import Run
     from ..reverify import Reverification
 
@@ -31,6 +31,8 @@ def verify(
     run: Annotated[str, typer.Argument(help="A run's id, or the path of its file.", metavar="RUN")],
     model: o.Model,
     weights: o.Weights = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: Annotated[
@@ -75,9 +77,17 @@ def verify(
     device = pick_device(device)
     name = recorded.specification.dataset.name
     request = DataRequest(
-        dataset or name, recorded.specification.dataset.split, data_dir, download, image_size, workers
+        dataset or name,
+        recorded.specification.dataset.split,
+        data_dir,
+        download,
+        image_size,
+        workers,
+        recorded.specification.dataset.class_names,
     )
-    loaded = _load_model(recorded, model, request, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    normalize = o.normalization(mean, std)
+    given: dict[str, Any] = {"weights": weights, "defenses": defenses, "epochs": epochs, "normalize": normalize}
+    loaded = _load_model(recorded, model, request, device=device, **given)
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
     learn_from = defense_images(request, defenses)
     found = reverify(
@@ -150,6 +160,7 @@ def _load_model(
     defenses: list[Defense],
     epochs: int | None,
     device: str,
+    normalize: Normalization | None = None,
 ) -> LoadedModel:
     """The network; the data set is read only where it is needed, to find or make a trained one."""
     from ..defense import TrainingDefense
@@ -161,7 +172,9 @@ def _load_model(
     record = run.specification.dataset
     trains = any(isinstance(d, TrainingDefense) for d in defenses)
     if not trains and (weights is not None or find_source(model).is_factory):
-        return load_model(model, n_classes=record.classes, shape=_image_shape(run), weights=weights)
+        return load_model(
+            model, n_classes=record.classes, shape=_image_shape(run), weights=weights, normalize=normalize
+        )
     recipe = run.specification.model.recipe or {}
     known = recipe.get("epochs")
     data = request.load()
@@ -176,6 +189,7 @@ def _load_model(
             device=device,
             progress=progress,
             note=note,
+            normalize=normalize,
         )
 
 
@@ -191,7 +205,7 @@ def _image_shape(run: Run) -> tuple[int, int, int]:
 def _show(name: str, examples: Path, found: Reverification) -> None:
     from rich.console import Console
 
-    out = Console(highlight=False, soft_wrap=True)
+    out = Console(emoji=False, highlight=False, soft_wrap=True)
     out.print(f"{name}, images in {examples}", markup=False, style="bold")
     if found.randomized:
         out.print(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,18 @@ import torch
 
 from .. import registry
 from ..errors import UserError, unknown_name
-from .checks import checked_images, checked_labels, from_arrays
+from .checks import checked_images, checked_labels, from_arrays, read_images, read_labels
+from .class_list import parse_classes, with_classes
 from .dataset import ArrayDataset, Dataset, StreamDataset, balanced_subset, shard_of
+from .decode import Framing
+from .reading import Reading, reading_line
 from .source import SPLITS, Source, default_data_dir
 
 __all__ = [
     "ArrayDataset",
     "Dataset",
+    "Framing",
+    "Reading",
     "Source",
     "StreamDataset",
     "balanced_subset",
@@ -24,7 +32,12 @@ __all__ = [
     "default_data_dir",
     "from_arrays",
     "load_dataset",
+    "parse_classes",
+    "read_images",
+    "read_labels",
+    "reading_line",
     "shard_of",
+    "with_classes",
 ]
 
 
@@ -36,6 +49,8 @@ def load_dataset(
     download: bool = False,
     image_size: int | None = None,
     workers: int = 0,
+    classes: Sequence[str] | None = None,
+    framing: Framing | None = None,
 ) -> Dataset:
     """The data set that `spec` names: NAME or NAME:ARGUMENT, FILE.py:NAME or package.module:NAME.
 
@@ -43,6 +58,9 @@ def load_dataset(
     data_dir    where files are looked for (None: `data` in the cache), and fetched to if `download`
     image_size  side that images of a streamed or Parquet set are brought to
     workers     processes that decode a streamed set
+    classes     class names in the order of the network's outputs, by which labels are numbered; a data set without
+                names takes them in order; ("numeric",) sorts folders that are named by numbers; None: as they come
+    framing     resizing and cropping that a network was made for, of images in files, where image_size is None
 
     Raises UserError for an unknown name (with the close ones), and one line on whatever is wrong with
     the data; PluginError where somebody else's source raised.
@@ -61,18 +79,38 @@ def load_dataset(
     if not callable(getattr(source, "load", None)):
         raise UserError(f"--dataset: {spec} must be a class with a static method `load`, got {type(source).__name__}")
     folder = None if data_dir is None else Path(data_dir)
-    options = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
+    options: dict[str, Any] = {"split": split, "data_dir": folder, "download": download, "image_size": image_size}
+    if framing is not None and "framing" in inspect.signature(source.load).parameters:
+        options["framing"] = framing
     if entry.origin == "built-in":
         loaded: Dataset = source.load(argument, **options, workers=workers)
-        return loaded
-    try:
-        foreign = source.load(argument, **options, workers=workers)
-        _check(spec, foreign)
-    except UserError:
-        raise
-    except Exception as error:
-        raise registry.guard(f"--dataset: {spec}", error) from error
-    return foreign  # type: ignore[no-any-return]
+    else:
+        try:
+            loaded = source.load(argument, **options, workers=workers)
+            _check(spec, loaded)
+        except UserError:
+            raise
+        except Exception as error:
+            raise registry.guard(f"--dataset: {spec}", error) from error
+    if framing is not None:
+        loaded = _framed(loaded, framing)
+    if classes is not None:
+        return with_classes(loaded, classes)
+    if loaded.reading.question is not None:
+        raise UserError(loaded.reading.question)
+    return loaded
+
+
+def _framed(loaded: Dataset, framing: Framing) -> Dataset:
+    """The data set with a note on how the framing was followed."""
+    height, width = loaded.shape[1:]
+    note = f"images {framing}, as the weights ask for"
+    if loaded.reading.framing is None:
+        if (height, width) == (framing.size, framing.size):
+            return loaded
+        note = f"images are {height}x{width}; the weights are for images {framing}"
+    reading = dataclasses.replace(loaded.reading, notes=(*loaded.reading.notes, note))
+    return dataclasses.replace(loaded, reading=reading)
 
 
 def _find(spec: str) -> tuple[registry.Entry, str | None]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .dataset import ArrayDataset, content_hash
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .labels import classes_in, read_labels
+from .pixels import as_tensor, read_images
+from .reading import Reading
 
 
 def from_arrays(
@@ -24,72 +21,55 @@ def from_arrays(
     split: str = "test",
     classes: Sequence[str] | int | None = None,
     arguments: tuple[str, str] = ("images", "labels"),
+    channels: Literal["first", "last"] = "first",
 ) -> ArrayDataset:
     """A data set from tensors or arrays: images (N, C, H, W), uint8 or float in [0, 1]; labels (N,) integers.
 
-    `classes`: their names, or how many, or None for max(labels) + 1. `arguments`: what errors call the
-    two. Raises UserError for a wrong type, shape, length, range or NaN.
+    Other forms are understood where they have one reading (`read_images`, `read_labels`), with notes in its `reading`.
+
+    Args:
+        images: As `read_images` takes them.
+        labels: As `read_labels` takes them; text without `classes` numbers the sorted names.
+        name: What the record calls the data set.
+        split: "train" or "test".
+        classes: The classes' names, or how many, or None for max(labels) + 1.
+        arguments: What errors call images and labels.
+        channels: Where the channels of images are if both readings are possible.
+
+    Raises:
+        UserError: For a wrong type, shape, length, range or NaN.
     """
-    x = checked_images(arguments[0], images)
-    if isinstance(classes, int):
-        classes = [str(i) for i in range(classes)]
-    y = checked_labels(arguments[1], labels, count=len(x), classes=None if classes is None else len(classes))
-    if classes is None:
-        classes = [str(i) for i in range(int(y.max()) + 1)]
+    count = _length(labels)
+    notes: tuple[str, ...] = ()
+    question = None
+    if classes is None and count:
+        classes, notes, question = classes_in(arguments[1], [labels])
+    x, of_images = read_images(arguments[0], images, count=count, channels=channels)
+    names = None if isinstance(classes, int) else classes
+    number = classes if isinstance(classes, int) else None if names is None else len(names)
+    y, of_labels = read_labels(arguments[1], labels, count=len(x), classes=number, names=names)
+    if names is None:
+        names = [str(i) for i in range(int(y.max()) + 1 if number is None else number)]
     shape = (x.shape[1], x.shape[2], x.shape[3])
-    return ArrayDataset(name, split, tuple(classes), shape, y, content_hash(x, y), x)
+    reading = Reading(notes=(*of_images, *notes, *of_labels), question=question)
+    return ArrayDataset(name, split, tuple(names), shape, y, content_hash(x, y), x, reading=reading)
+
+
+def _length(labels: Any) -> int | None:
+    try:
+        return len(labels)
+    except TypeError:
+        return None
 
 
 def checked_images(argument: str, images: Any) -> Tensor:
-    """Images (N, C, H, W) as uint8 or float32 in [0, 1], on the CPU; not copied where they are that already."""
-    x = _tensor(argument, images)
-    if x.ndim != 4:
-        raise UserError(f"{argument} must be (N, C, H, W), got {tuple(x.shape)}")
-    if not x.numel():
-        raise UserError(f"{argument} must hold at least one image, got {tuple(x.shape)}")
-    if x.dtype == torch.uint8:
-        return x
-    if x.dtype not in FLOATS:
-        raise UserError(f"{argument} must be uint8 in 0..255 or float in [0, 1], got {_dtype(x)}")
-    x = x.to(torch.float32)
-    low, high = x.aminmax()
-    if not (torch.isfinite(low) and torch.isfinite(high)):
-        raise UserError(f"{argument} must be in [0, 1], got NaN or infinity")
-    if low < 0 or high > 1:
-        raise UserError(
-            f"{argument} must be in [0, 1], got values from {low.item():g} to {high.item():g}; divide by the range"
-        )
-    return x
+    """The images of `read_images`, without its notes."""
+    return read_images(argument, images)[0]
 
 
 def checked_labels(argument: str, labels: Any, *, count: int, classes: int | None) -> Tensor:
-    """Labels (count,) as int64 in 0..classes - 1 (no upper end where `classes` is None)."""
-    y = _tensor(argument, labels)
-    if y.dtype not in INTEGERS:
-        raise UserError(f"{argument} must be integers, got {_dtype(y)}")
-    if tuple(y.shape) != (count,):
-        raise UserError(f"{argument} must be ({count},), one for each image, got {tuple(y.shape)}")
-    y = y.to(torch.int64)
-    low, high = int(y.min()), int(y.max())
-    if low < 0:
-        raise UserError(f"{argument} must not be negative, got {low}; leave out images without a label")
-    if classes is not None and high >= classes:
-        raise UserError(f"{argument} must be in 0..{classes - 1} for {classes} classes, got {high}")
-    return y
+    """The labels of `read_labels`, without its notes."""
+    return read_labels(argument, labels, count=count, classes=classes)[0]
 
 
-def _tensor(argument: str, value: Any) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise UserError(f"{argument} must be numbers, got {array.dtype}")
-    # torch knows neither foreign byte orders nor negative strides, and warns of arrays that are read-only.
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if min(array.strides, default=0) < 0 or not array.flags.writeable:
-        array = array.copy()
-    return torch.from_numpy(array)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+__all__ = ["as_tensor", "checked_images", "checked_labels", "from_arrays", "read_images", "read_labels"]

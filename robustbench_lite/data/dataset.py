@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 from .decode import Fit, ImageFiles, decode
+from .reading import Reading
 
 SUBSET_SEED = 20211104
 BLOCK = 256
@@ -33,6 +34,7 @@ class Dataset:
     labels       (N,) int64 in 0..len(classes) - 1
     fingerprint  SHA-256 of the content: of images and labels in memory; of relative paths, sizes of
                  files and labels where images are streamed
+    reading      how the source read its files, for the line that is printed before a run
     """
 
     name: str
@@ -41,6 +43,7 @@ class Dataset:
     shape: tuple[int, int, int]
     labels: Tensor = field(repr=False)
     fingerprint: str
+    reading: Reading = field(default_factory=Reading, kw_only=True, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,8 +117,9 @@ class StreamDataset(Dataset):
         array = torch.empty((len(self), *self.shape), dtype=torch.uint8)
         for part, images in self.raw_blocks(torch.arange(len(self)), BLOCK):
             array[part] = images
+        fingerprint = content_hash(array, self.labels)
         return ArrayDataset(
-            self.name, self.split, self.classes, self.shape, self.labels, content_hash(array, self.labels), array
+            self.name, self.split, self.classes, self.shape, self.labels, fingerprint, array, reading=self.reading
         )
 
 
@@ -195,7 +199,8 @@ def content_hash(images: Tensor, labels: Tensor) -> str:
 
 def listing_hash(names: Sequence[str], sizes: Sequence[int], labels: Tensor, fit: Fit) -> str:
     """SHA-256 over relative paths, sizes of files and labels, and the shape that images are brought to."""
-    digest = hashlib.sha256(f"{fit.shape} {fit.crop}".encode())
+    more = ("" if fit.interpolation == "bilinear" else f" {fit.interpolation}") + (" squash" if fit.squash else "")
+    digest = hashlib.sha256(f"{fit.shape} {fit.crop}{more}".encode())
     for name, size in zip(names, sizes, strict=True):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
     digest.update(labels.contiguous().numpy().data)

@@ -167,6 +167,7 @@ def _learned(
                 retrain=True,
                 device=study.device,
                 progress=progress,
+                normalize=study.normalize,
             )
         rows.append({**shared, "learner": NETWORK, "seed": seed, **_tested(study, fresh, test, note)})
     with placed(robust.module, study.device) as module, frozen(module):
@@ -195,6 +196,7 @@ def _source(study: Study, name: str, test: Dataset, train: Dataset, bars: Bars) 
             retrain=True,
             device=study.device,
             progress=progress,
+            normalize=study.normalize,
         )
 
 

@@ -18,6 +18,7 @@ from .construction import Construction, make_construction
 
 if TYPE_CHECKING:
     from ..defense import Defense
+    from ..models import Normalization
 
 # What a fresh network trains with where nothing else is said: a high learning rate learns nothing from D_rand.
 RECIPE: dict[str, Any] = {
@@ -46,6 +47,7 @@ class Study:
     themselves are as many, errors those of all training images. recipe: of the fresh networks. seeds: how many of them
     for each data set; the first has seed + 1, so that none begins with the weights of a network whose features are
     used.
+    normalize: put before every network (`load_model`).
     attack, norm, eps, attack_options: for robust accuracy, on `robust_samples` test images.
     """
 
@@ -66,6 +68,7 @@ class Study:
     robust_samples: int = 1000
     batch_size: int = 256
     device: str = "cpu"
+    normalize: Normalization | None = None
 
     def __post_init__(self) -> None:
         for name in ("seeds", "robust_samples", "batch_size"):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from .build import build_model, pretrained_preprocessing
 from .identity import state_sha256, tensors_sha256
 from .loading import LoadedModel, load_model, load_written
-from .normalize import Normalize
+from .normalize import NAMED, Normalization, Normalize
 from .weights import load_weights, read_weights, save_weights
 
 __all__ = [
+    "NAMED",
     "LoadedModel",
+    "Normalization",
     "Normalize",
     "build_model",
     "load_model",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import registry
+from ..data.decode import Framing
 from ..errors import RblError, UserError, near_names, unknown_name
 from ..foreign import ask
 from ..registry import guard
@@ -204,6 +205,15 @@ def call_factory(factory: Callable[..., Any], name: str, *, n_classes: int, shap
     if not isinstance(module, nn.Module):
         raise UserError(f"{ARGUMENT}: {name} returned a {type(module).__name__}, expected a torch.nn.Module")
     return module
+
+
+def pretrained_framing(spec: str) -> Framing | None:
+    """The resizing and cropping that the published weights of a library's network expect; None for others."""
+    source = find_source(spec)
+    if source.family is None or not hasattr(source.family, "framing"):
+        return None
+    framing: Framing | None = source.family.framing(source.architecture)
+    return framing
 
 
 def pretrained_preprocessing(spec: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def class_mismatch(model: str, known: int, n_classes: int) -> UserError:
     """The error for published weights that tell other classes apart than the data set's."""
     return UserError(
         f"--weights pretrained: the weights of {model} are for {known} classes, the data set has {n_classes}; "
-        f"leave --weights out to train it, or take a data set of those {known} classes"
+        f"leave --weights out to train it, or name the {known} classes in order with --class-names FILE"
     )
 
 

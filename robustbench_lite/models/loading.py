@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..cache import cache_dir
 from ..errors import RecordError, UserError
@@ -21,7 +21,7 @@ from ..processes import main_process
 from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
 from .identity import layout_sha256, state_sha256
-from .normalize import Normalize
+from .normalize import Normalization, Normalize, inner, preprocessing_of
 from .weights import load_weights, read_weights, save_weights
 
 # Part of a cached network's key: raised when a recipe starts to mean another network;
@@ -70,6 +70,7 @@ def load_model(
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     seed: int = 0,
+    normalize: Normalization | None = None,
 ) -> LoadedModel:
     """The network that `spec` names with the weights that `weights` names.
 
@@ -81,20 +82,26 @@ def load_model(
     the cached network beside the model's name, and what its record says.
     retrain: train also what has weights already (a train-time defense of a factory's network).
     seed: of the initial weights.
+    normalize: put before the network; not for one that has its normalisation inside, as published weights and files
+    of a normalised network do.
 
     Raises UserError for what the user can mend (an unknown name, weights that do not fit, a refused
     pickle, weights that cannot be had, nothing to train with); PluginError for a factory that raises.
     Warns where a cached network is corrupt: it is renamed to `*.corrupt-*` and trained again.
     """
     source = find_source(spec)
+    if normalize is not None:
+        normalize.check_channels(shape[0])
     module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
     origin, known = weights or "factory", None
     rows: tuple[dict[str, Any], ...] = ()
     if weights is not None and weights != "pretrained":
         path = Path(weights).expanduser()
         tensors, said = read_weights(path)
-        load_weights(module, tensors, source=str(path))
+        module = _with_weights(module, tensors, said, source=str(path))
         origin, known, rows = path.name, said.get("recipe"), tuple(said.get("history") or ())
+    if normalize is not None:
+        module = _normalized(module, normalize, source)
     if retrain or (weights is None and not source.is_factory):
         if train is None:
             raise UserError(
@@ -114,6 +121,7 @@ def load_model(
                 "classes": n_classes,
                 "layout": layout_sha256(module),
                 "source": source_hash(source.entry.load()) if source.entry is not None else None,
+                **({} if normalize is None else {"preprocessing": preprocessing_of(module)}),
             },
         )
         origin = "trained"
@@ -123,7 +131,7 @@ def load_model(
         name=shown(spec),
         sha256=state_sha256(module),
         parameters=sum(p.numel() for p in module.parameters()),
-        preprocessing=dict(_preprocessing(module)),
+        preprocessing=preprocessing_of(module),
         weights=origin,
         recipe=known,
         source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
@@ -143,8 +151,35 @@ def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argu
         raise
 
 
-def _preprocessing(module: nn.Module) -> dict[str, Any]:
-    return module.preprocessing if isinstance(module, Normalize) else {}
+def _with_weights(module: nn.Module, tensors: dict[str, Tensor], said: Mapping[str, Any], *, source: str) -> nn.Module:
+    """The network with the weights of a file, and with the normalisation that the file says was before it."""
+    told = said.get("preprocessing") or {}
+    if _has_normalization(tensors) and not isinstance(module, Normalize) and "mean" not in module.state_dict():
+        # Written before files said so: the state of a Normalize, with the network's own under `model.`.
+        told = {name: tensors.pop(name).reshape(-1).tolist() for name in ("mean", "std")}
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    load_weights(module if _has_normalization(tensors) else inner(module), tensors, source=source)
+    if not told:
+        return module
+    if isinstance(module, Normalize):
+        if any(module.preprocessing[name] != told[name] for name in ("mean", "std")):
+            raise UserError(f"--weights: {source} has mean {told['mean']} and std {told['std']}, the model has others")
+        return module
+    return Normalize(module, told["mean"], told["std"], input_size=told.get("input_size"))
+
+
+def _has_normalization(tensors: Mapping[str, Tensor]) -> bool:
+    return {"mean", "std"} < set(tensors) and all(n in ("mean", "std") or n.startswith("model.") for n in tensors)
+
+
+def _normalized(module: nn.Module, normalize: Normalization, source: Source) -> nn.Module:
+    made = Normalize(module, normalize.mean, normalize.std)
+    if not isinstance(module, Normalize):
+        return made
+    if all(made.preprocessing[name] == module.preprocessing[name] for name in ("mean", "std")):
+        return module
+    own = f"mean {module.preprocessing['mean']}, std {module.preprocessing['std']}"
+    raise UserError(f"mean: {source.qualified} has its normalisation inside ({own}); leave --mean and --std out")
 
 
 def cached_path(model: str, decided_by: Mapping[str, Any]) -> Path:
@@ -161,8 +196,7 @@ def _trained(
     if path.exists():
         try:
             tensors, said = read_weights(path, argument="the cached network")
-            load_weights(module, tensors, source=str(path))
-            return module, recipe, tuple(said.get("history") or ())
+            return _with_weights(module, tensors, said, source=str(path)), recipe, tuple(said.get("history") or ())
         except (RecordError, UserError) as error:
             aside = path.with_name(f"{path.name}.corrupt-{secrets.token_hex(3)}")
             os.replace(path, aside)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from ..errors import RecordError, UserError
 from ..files import write_whole
 from .identity import tensors_sha256
+from .normalize import inner, preprocessing_of
 
 PICKLES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin")
 # In this order: the weights as trained come before their running average.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 FORMAT = "robustbench-lite weights 1"
+_SAID = ("recipe", "history", "classes", "preprocessing")
 
 
 def read_weights(path: Path | str, *, argument: str = "--weights") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +78,7 @@ def _read_safetensors(path: Path, argument: str) -> tuple[dict[str, Tensor], dic
             f"{argument}: {path} is corrupt: its tensors hash to {found[:12]}, it states {said.get('sha256', '')[:12]}"
         )
     try:
-        told = {name: json.loads(said.get(name, "null")) for name in ("recipe", "history")}
+        told = {name: json.loads(said.get(name, "null")) for name in _SAID}
     except json.JSONDecodeError:
         raise RecordError(f"{argument}: {path} is corrupt: the recipe in it cannot be read") from None
     return tensors, {"model": said.get("model"), **told}
@@ -189,19 +191,27 @@ def save_weights(
     model: str | None = None,
     recipe: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
+    classes: Sequence[str] = (),
 ) -> str:
     """Write the state of `module` as safetensors, with its recipe, history and SHA-256, whole or not at all.
 
+    classes: the names of its outputs, in order. Of a `Normalize` the network behind it is written, and what it
+    normalises by is said beside it.
     Returns the SHA-256, which `read_weights` checks. Raises UserError where the file cannot be written.
     """
     from safetensors.torch import save_file
 
     # Each its own memory: safetensors refuses tensors that share it.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    state = inner(module).state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     sha256 = tensors_sha256(tensors)
     said = {"format": FORMAT, "sha256": sha256, "recipe": json.dumps(recipe, sort_keys=True)}
     if history:
         said["history"] = json.dumps(list(history))
+    if preprocessing := preprocessing_of(module):
+        said["preprocessing"] = json.dumps(preprocessing)
+    if classes:
+        said["classes"] = json.dumps(list(classes))
     if model is not None:
         said["model"] = model
     write_whole(Path(path), _disk_errors(lambda temporary: save_file(tensors, temporary, metadata=said)))

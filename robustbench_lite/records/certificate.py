@@ -26,12 +26,13 @@ from .specification import (
     ModelRecord,
     ThreatRecord,
     TimesRecord,
+    complete_dataset,
     eps_text,
 )
 
 FOLDER = "certificates"
 KEY = b"robustbench_lite_certificate"
-VERSION = 1
+VERSION = 2
 
 CERTIFICATE_SCHEMA = pa.schema(
     [
@@ -97,6 +98,8 @@ class CertificateSpecification:
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > VERSION:
             raise RecordError(f"written by a newer robustbench-lite (schema version {version}); upgrade to read it")
+        if version == 1:
+            complete_dataset(raw)
         specification: CertificateSpecification = decode(cls, raw, "specification")
         if specification.threat.norm not in NORMS:
             raise RecordError(f"threat.norm must be one of {', '.join(NORMS)}, got {specification.threat.norm!r}")
@@ -105,7 +108,8 @@ class CertificateSpecification:
     def identity(self) -> dict[str, Any]:
         """What makes two certificates the same: all that decides the rows, by content and not by place."""
         told = plain(self, "specification")
-        kept: dict[str, Any] = {key: told[key] for key in ("dataset", "threat", "seed")}
+        kept: dict[str, Any] = {key: told[key] for key in ("threat", "seed")}
+        kept["dataset"] = without(told["dataset"], "class_names", "framing")
         kept["model"] = without(told["model"], "weights", "recipe")
         kept["defenses"] = [without(defense, "spec", "options") for defense in told["defenses"]]
         kept["method"] = without(told["method"], "options")

@@ -56,7 +56,11 @@ class DefenseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
-    """The samples of the whole run, of which a shard holds a share."""
+    """The samples of the whole run, of which a shard holds a share.
+
+    `class_names` are the classes' names in the order of the labels; null in records that do not have them.
+    `framing` is the resizing and cropping that the network's configuration asked for; null where it asked for none.
+    """
 
     name: str
     split: str
@@ -64,6 +68,8 @@ class DatasetRecord:
     classes: int
     shape: tuple[int, ...]
     samples: int
+    class_names: tuple[str, ...] | None = None
+    framing: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +265,9 @@ class Specification:
         """
         told = plain(self, "specification")
         kept: dict[str, Any] = {
-            key: told[key]
-            for key in ("dataset", "threat", "target", "seed", "eot", "votes", "precision", "deterministic")
+            key: told[key] for key in ("threat", "target", "seed", "eot", "votes", "precision", "deterministic")
         }
+        kept["dataset"] = without(told["dataset"], "class_names", "framing")  # both are in the fingerprint
         kept["model"] = without(told["model"], "weights", "recipe")
         kept["defenses"] = [_deciding(defense) for defense in told["defenses"]]
         kept["attack"] = without(told["attack"], "options", "minimal", "own_limits")
@@ -345,8 +351,10 @@ def _complete(raw: dict[str, Any]) -> None:
     """What a version did not know yet.
 
     Version 1: minimal attacks, a limit of queries; 2: limits of an attack's own; 3: costs, attacks made for a defense,
-    defenses that reject or learn; 4: which checks ran, what to run next, and several attacks in one run.
+    defenses that reject or learn; 4: which checks ran, what to run next, several attacks in one run, and the classes'
+    names.
     """
+    complete_dataset(raw)
     raw.setdefault("by_attack", [])
     if raw["schema_version"] == 1:
         raw.setdefault("max_queries", None)
@@ -362,6 +370,13 @@ def _complete(raw: dict[str, Any]) -> None:
     raw.setdefault("costs", None)
     raw.setdefault("next_step", "")
     raw.setdefault("checks", None)
+
+
+def complete_dataset(raw: dict[str, Any]) -> None:
+    """Add what older records do not say of their data set."""
+    if isinstance(raw.get("dataset"), dict):
+        raw["dataset"].setdefault("class_names", None)
+        raw["dataset"].setdefault("framing", None)
 
 
 def _no_constant(name: str) -> float:

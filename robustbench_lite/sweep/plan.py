@@ -20,6 +20,7 @@ from ..threat import Threat
 if TYPE_CHECKING:
     from ..attack import Attack
     from ..defense import Defense
+    from ..models import Normalization
 
 ADAPTIVE = "adaptive"
 # An option of a defense with this value is given the threat's own eps or norm.
@@ -32,20 +33,25 @@ SURROGATE_SEED = 1000
 
 @dataclass(frozen=True)
 class DataEntry:
-    """A data set by name; samples: of its test split, class-balanced; None for all."""
+    """A data set by name; samples: of its test split, class-balanced; None for all; class_names: in order."""
 
     name: str
     samples: int | None = None
     image_size: int | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A network by name; weights as for `rbl evaluate`; seed: of its training, None for that of the cell."""
+    """A network by name; weights as for `rbl evaluate`; seed: of its training, None for that of the cell.
+
+    normalize: put before it, as `--mean` and `--std` do.
+    """
 
     name: str
     weights: str | None = None
     seed: int | None = None
+    normalize: Normalization | None = None
 
 
 @dataclass(frozen=True)

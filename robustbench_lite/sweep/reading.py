@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data import parse_classes
 from ..errors import UserError, close_names
 from ..models.build import find_source
+from ..models.normalize import Normalization
 from ..plan import make_threat
 from ..prepare import defense_classes
 from ..records.schema import NORMS
@@ -120,7 +122,9 @@ def read_sweep(path: Path) -> Sweep:
 def _data(top: _Table) -> Iterator[DataEntry]:
     samples = top.whole("samples", 1)
     for _, table in top.entries("datasets", "name"):
-        yield DataEntry(table.need("name", str), table.whole("samples", 1, samples), table.whole("image_size", 1))
+        name, size = table.need("name", str), table.whole("image_size", 1)
+        names: str | None = table.take("class_names", str)
+        yield DataEntry(name, table.whole("samples", 1, samples), size, None if names is None else parse_classes(names))
         table.end()
 
 
@@ -130,11 +134,22 @@ def _models(top: _Table) -> Iterator[ModelEntry]:
 
 
 def _model(where: str, table: _Table, seed: int | None = None) -> ModelEntry:
-    model = ModelEntry(table.need("name", str), table.take("weights", str), table.whole("seed", 0, seed))
+    name, weights = table.need("name", str), table.take("weights", str)
+    own_seed = table.whole("seed", 0, seed)
+    mean, std = (_numbers_or_name(table, key) for key in ("mean", "std"))
     table.end()
+    with Naming(f"{table.file}: {where}"):
+        model = ModelEntry(name, weights, own_seed, Normalization.parse(mean, std))
     with Naming(f"{table.file}: {where}.name"):
         find_source(model.name)
     return model
+
+
+def _numbers_or_name(table: _Table, key: str) -> str | None:
+    """A number, a list of numbers or a name, as `--mean` has it."""
+    table.known.append(key)
+    value = table.values.pop(key, None)
+    return None if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _defenses(top: _Table) -> Iterator[DefenseEntry]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import balanced_subset
 from ..data_request import DataRequest
 from ..errors import RblError, RecordError, UserError
+from ..models.classes import aligned
 from ..perturbation import make_attack
 from ..plan import Plan, with_fit_data
 from ..plan_record import specification_of
@@ -91,15 +92,19 @@ class Bench:
 
     def data(self, cell: Cell) -> tuple[DataRequest, Dataset, Tensor]:
         """The cell's data set, and which of its images."""
-        entry = cell.data
-        if entry not in self._data:
-            request = dataclasses.replace(self.request, dataset=entry.name, image_size=entry.image_size)
+        entry, models = cell.data, (cell.model, *cell.attack.surrogates)
+        key = entry, tuple((model.name, model.weights) for model in models)
+        if key not in self._data:
+            request = dataclasses.replace(
+                self.request, dataset=entry.name, image_size=entry.image_size, classes=entry.class_names
+            )
             place = f"datasets, {entry.name}"
             with self.sweep.naming(place, {"--samples": f"{place}: samples", "--image-size": f"{place}: image_size"}):
+                request = aligned(request, key[1])
                 data = request.load()
                 count = len(data) if entry.samples is None else entry.samples
-                self._data[entry] = request, data, balanced_subset(data.labels, count)
-        return self._data[entry]
+                self._data[key] = request, data, balanced_subset(data.labels, count)
+        return self._data[key]
 
     def network(self, cell: Cell) -> LoadedModel:
         """The cell's network, trained where it must be; the last one is kept."""
@@ -146,6 +151,7 @@ class Bench:
                 progress=progress,
                 may_train=self.train,
                 note=self.watch.note,
+                normalize=model.normalize,
             )
 
     def plan(self, cell: Cell) -> Plan:

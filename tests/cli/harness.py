@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,6 +137,11 @@ class Outcome:
         assert self.out == ""
         assert "Traceback" not in self.err
         return self.last_line
+
+    @property
+    def remarks(self) -> str:
+        """What stderr holds besides the line on the data set."""
+        return re.sub(r"(?m)^\S+: [\d,]+ class(es)? \(.*\n", "", self.err)
 
     @property
     def last_line(self) -> str:

@@ -142,7 +142,7 @@ def _broken(value: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     [
         ({"labels": LABELS, "n_classes": 3}, "labels must be in 0..2 for 3 classes, got 3"),
         ({"labels": LABELS - 1}, "labels must not be negative, got -1"),
-        ({"labels": LABELS + 0.5}, "labels must be integers, got float64"),
+        ({"labels": LABELS + 0.5}, "labels must be whole numbers, got 0.5"),
         ({"labels": LABELS[:5]}, "labels must be (6,), one for each image, got (5,)"),
         ({"labels": LABELS * 0, "n_classes": 1}, "expected labels of at least 2 classes, got 1"),
         ({"images": _broken(float("nan"))}, "images must be in [0, 1], got NaN or infinity"),

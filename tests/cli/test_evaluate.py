@@ -25,7 +25,7 @@ QUICK = ("--eps", "0.02", "--steps", "3")
 def test_json_is_one_object_and_says_what_the_rows_say(evaluate: Rbl) -> None:
     said = evaluate(*QUICK, "--json")
     r = said.json
-    assert set(ASKED) <= r.keys() and said.err == ""
+    assert set(ASKED) <= r.keys() and said.remarks == ""
     table = rows(r["run_file"])
     assert Path(r["run_file"]) == Path("lb", "runs", f"{r['run_id']}.parquet")
     assert r["n"] == len(table) == 24
@@ -42,7 +42,7 @@ def test_json_is_one_object_and_says_what_the_rows_say(evaluate: Rbl) -> None:
 def test_what_is_told_to_a_person_is_the_same(evaluate: Rbl) -> None:
     r = evaluate(*QUICK, "--json").json
     said = evaluate(*QUICK)
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.remarks) == (0, "")
     assert "nets.py:make on npz:ok.npz, defense none, attack pgd, linf 0.02, 24 images" in said.out
     assert f"clean accuracy   {100 * r['clean_accuracy']:.1f} %" in said.out
     assert f"robust accuracy  {100 * r['robust_accuracy']:.1f} %" in said.out
@@ -234,7 +234,7 @@ def test_an_attack_that_peeks_is_stopped(evaluate: Rbl, own_packages: Path) -> N
 def test_a_defense_that_hides_its_gradient_is_caught(evaluate: Rbl, own_packages: Path) -> None:
     said = evaluate(*QUICK, "--defense", "defenses/mine.py:Liar")
     assert said.code == 0
-    assert said.err.startswith("warning: the gradient")
+    assert said.remarks.startswith("warning: the gradient")
     assert "BPDA: a gradient straight through round" in said.err
     assert "verdict          unreliable: the gradient" in said.out
     r = evaluate(*QUICK, "--defense", "defenses/mine.py:Liar", "--json").json
@@ -252,8 +252,8 @@ def test_a_defense_that_raises_shows_its_own_traceback(
 
 def test_probabilities_are_warned_of(evaluate: Rbl) -> None:
     said = evaluate(*QUICK, "--model", "nets.py:softmax")
-    assert said.code == 0 and said.err.startswith("warning: softmax seen")
-    assert said.err.count("\n") == 1
+    assert said.code == 0 and said.remarks.startswith("warning: softmax seen")
+    assert said.remarks.count("\n") == 1
     assert "reliable, 1 warning" in said.out
 
 
@@ -298,7 +298,7 @@ def test_shards_in_three_folders_merge_to_the_whole(evaluate: Rbl, rbl: Rbl) -> 
     said = rbl("leaderboard", "merge", "lb2", "--leaderboard", "lb1")
     assert said.code == 0 and "missing 3" in said.err
     said = rbl("leaderboard", "merge", "lb3", "--leaderboard", "lb1")
-    assert (said.code, said.err) == (0, "")
+    assert (said.code, said.remarks) == (0, "")
     assert listing(Path("lb1")) == {"leaderboard.parquet", f"runs/{whole['run_id']}.parquet"}
     assert _verdicts(f"lb1/runs/{whole['run_id']}.parquet") == _verdicts(whole["run_file"])
     assert verify("lb1") == []

@@ -38,7 +38,7 @@ def test_one_line_says_what_to_mend(arguments: str, told: str, evaluate: Rbl, fo
         file.write("\n\ndef narrow():\n    return nn.Sequential(nn.Flatten(), nn.Linear(7, 4))\n")
     said = evaluate(*arguments.split())
     assert told in said.error
-    assert len([line for line in said.err.splitlines() if not line.startswith("warning: ")]) == 1
+    assert len([line for line in said.remarks.splitlines() if not line.startswith("warning: ")]) == 1
     assert not (folder / "nope").exists()
 
 

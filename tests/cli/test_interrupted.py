@@ -62,7 +62,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_same_command_goes_on(
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list(Path("lb/runs").glob("*.parquet"))
     again = evaluate(*SLOW, "--json")
-    assert again.err == f"an unfinished run goes on: {done} of 24 samples were done\n"
+    assert again.remarks == f"an unfinished run goes on: {done} of 24 samples were done\n"
     assert again.json["forwards"] == whole["forwards"]
     assert rows(again.json["run_file"]) == rows(whole["run_file"])
     assert listing(Path("lb")) == {"leaderboard.parquet", f"runs/{whole['run_id']}.parquet"}
@@ -73,7 +73,7 @@ def test_no_resume_starts_anew(evaluate: Rbl, monkeypatch: pytest.MonkeyPatch) -
     with _stopped_after(25, monkeypatch, signal.SIGINT):
         assert evaluate(*SLOW).code == 130
     said = evaluate(*SLOW, "--no-resume", "--json")
-    assert said.err == "" and said.json["n"] == 24
+    assert said.remarks == "" and said.json["n"] == 24
     assert not list(Path("lb/runs").glob("*.partial"))
 
 

@@ -85,7 +85,7 @@ def test_version(rbl: Rbl) -> None:
 def test_a_usage_error_is_one_line(command: str, words: str, rbl: Rbl) -> None:
     said = rbl(*command.split())
     assert words in said.error
-    assert said.err.count("\n") == 1
+    assert said.remarks.count("\n") == 1
 
 
 @pytest.mark.parametrize(

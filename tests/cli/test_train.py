@@ -39,7 +39,7 @@ def test_what_is_written_gives_the_accuracy_that_was_said(rbl: Rbl) -> None:
     Path("new").mkdir()
     said = rbl("train", "--model", "mlp", "--out", "new/net.safetensors", *COMMON, "--json")
     r = said.json
-    assert said.err.count("\n") == 1 and said.err.startswith("training mlp on npz:split.npz: 80 images")
+    assert said.remarks.count("\n") == 1 and said.remarks.startswith("training mlp on npz:split.npz: 80 images")
     assert r["file"] == "new/net.safetensors" and r["parameters"] == 64 * 256 + 256 + 256 * 256 + 256 + 256 * 4 + 4
     assert 0.5 < r["test_accuracy"] < 1
     _, about = read_weights(r["file"])
@@ -172,7 +172,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(arguments: str, told: str, rbl
         "train", *(part for name, value in defaults.items() if name not in given for part in (name, value)), *given
     )
     assert told in said.error
-    assert said.err.count("\n") == 1 and listing(folder) == before
+    assert said.remarks.count("\n") == 1 and listing(folder) == before
 
 
 def test_a_rate_that_is_too_high_is_told(rbl: Rbl, folder: Path) -> None:

@@ -170,10 +170,10 @@ def test_other_images_to_learn_from_are_another_run() -> None:
     ("fit_data", "message"),
     [
         ((images(3, (1, 5, 5)), torch.zeros(3, dtype=torch.int64)), r"fit_data: expected images of shape \(1, 6, 6\)"),
-        ((images(3), torch.zeros(2, dtype=torch.int64)), "fit_data: expected at least one image"),
-        ((images(0), torch.zeros(0, dtype=torch.int64)), "fit_data: expected at least one image"),
+        ((images(3), torch.zeros(2, dtype=torch.int64)), r"fit_data: y must be \(3,\)"),
+        ((images(0), torch.zeros(0, dtype=torch.int64)), "fit_data: x must hold at least one image"),
         ((images(3), torch.full((3,), 9)), r"y: expected labels in 0..3, got 9"),
-        ((images(3) + 1, torch.zeros(3, dtype=torch.int64)), r"x: expected pixels in \[0, 1\]"),
+        ((images(3) + 1, torch.zeros(3, dtype=torch.int64)), r"fit_data: x must be in \[0, 1\]"),
         ((images(3).numpy(), [0, 1, 2]), r"fit_data: expected two tensors \(x, y\), got ndarray and list"),
     ],
 )

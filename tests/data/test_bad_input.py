@@ -148,8 +148,9 @@ def test_parquet(tmp_path: Path, write_parquet: Make, encode: Make, pixels: Make
     wrong([0, 1, -1], "label must not be negative, got -1")
     wrong([0, 1, 2], "label must be in 0..1 for 2 classes, got 2", names=["a", "b"])
     wrong([0, 1, None], "label must not be null, got 1")
-    wrong([0.0, 1.0, 2.0], "label must be integers, got double")
-    wrong(["a", "b", "c"], "label must be integers, got string")
+    wrong([0.0, 1.5, 2.0], "label must be whole numbers, got 1.5")
+    wrong(["a", "b", "c"], "'c' is not a class name", names=["a", "b"])
+    wrong([1, 2, 3], "label are 1 to 3, and none is 0: do they start at 1?", "subtract 1", "--class-names")
     wrong(pa.array([], type=pa.int64()), "at least one image, got 0 rows", images=[])
     wrong([0, 1, 2], "must have a column image", "picture", columns=("picture", "label"))
     wrong([0, 1, 2], "must have a column label", "genus", columns=("image", "genus"))
@@ -188,21 +189,25 @@ Y = np.arange(3)
         ({"images": INF, "labels": Y}, ["images must be in [0, 1], got NaN or infinity"]),
         ({"images": FAR, "labels": Y}, ["images must be in [0, 1]", "to 255"]),
         ({"images": LOW, "labels": Y}, ["images must be in [0, 1]", "from -0.01"]),
-        ({"images": F32[:, 0], "labels": Y}, ["images of float must be (N, C, H, W), got (3, 4, 4)"]),
-        ({"images": np.zeros((3, 8, 8, 3)), "labels": Y}, ["images of float must be (N, C, H, W)", "(3, 8, 8, 3)"]),
-        ({"images": np.zeros((3, 3, 8, 8), np.uint8), "labels": Y}, ["images of uint8 must be", "channels go last"]),
-        ({"images": U8[0], "labels": Y}, ["images of uint8 must be (N, H, W)", "(4, 4)"]),
-        ({"images": U8.astype(int), "labels": Y}, ["images must be", "(3, 4, 4)"]),
-        ({"images": F32.astype(int), "labels": Y}, ["images must be uint8 in 0..255 or float", "got int64"]),
-        ({"images": F32 > 0, "labels": Y}, ["images must be uint8", "got bool"]),
+        ({"images": F32[0, 0], "labels": Y}, ["images must be (N, C, H, W), got (4, 4)", "reshape", "(N, 1, 2, 2)"]),
+        ({"images": F32 + 7, "labels": Y}, ["images must be in [0, 1]", "divide by 255"]),
+        (
+            {"images": U8.astype(int) + 256, "labels": Y},
+            ["images must be uint8", "got int64 from 256 to 256", "divide"],
+        ),
+        ({"images": U8 + 1, "labels": Y}, ["images must be uint8", "from 1 to 1", "is 1 white?"]),
         ({"images": F32.astype(complex), "labels": Y}, ["images must be numbers, got complex128"]),
         ({"images": U8[:0], "labels": Y[:0]}, ["images must hold at least one image"]),
         ({"images": U8, "labels": Y[:2]}, ["labels must be (3,), one for each image, got (2,)"]),
-        ({"images": U8, "labels": Y[:, None]}, ["labels must be (3,)", "got (3, 1)"]),
+        ({"images": U8, "labels": Y[:, None, None] + [[0, 1]]}, ["labels must be (3,)", "got (3, 1, 2)"]),
+        ({"images": U8, "labels": np.ones((3, 3))}, ["one class for each image, got rows with several"]),
+        ({"images": U8, "labels": np.full((3, 3), 1 / 3)}, ["probabilities", "y.argmax(1)"]),
+        ({"images": U8, "labels": Y + 1}, ["labels are 1 to 3", "do they start at 1?", "n_classes"]),
+        ({"images": U8, "labels": [1, 3, 3], "n_classes": 3}, ["got 1 to 3; do they start at 1? Then subtract 1"]),
         ({"images": U8, "labels": Y - 1}, ["labels must not be negative, got -1"]),
-        ({"images": U8, "labels": Y.astype(float)}, ["labels must be integers, got float64"]),
-        ({"images": U8, "labels": Y > 0}, ["labels must be integers, got bool"]),
-        ({"images": U8, "labels": np.array(["a", "b", "c"])}, ["labels must be numbers, got <U1"]),
+        ({"images": U8, "labels": Y + 0.25}, ["labels must be whole numbers, got 0.25"]),
+        ({"images": U8, "labels": ["a", "b", "C"], "classes": ["a", "b"]}, ["'C' is not a class name"]),
+        ({"images": U8, "labels": Y.astype(complex)}, ["labels must be numbers, got complex128"]),
         ({"images": U8, "labels": Y, "n_classes": 2}, ["labels must be in 0..1 for 2 classes, got 2"]),
         ({"images": U8, "labels": Y, "classes": ["a", "b"]}, ["labels must be in 0..1 for 2 classes, got 2"]),
         ({"images": U8, "labels": Y, "classes": [1, 2, 3]}, ["classes must be (K,) names"]),
@@ -248,8 +253,8 @@ def test_npz_without_training_images(tmp_path: Path) -> None:
 
 def test_from_arrays_names_what_it_was_told() -> None:
     x, y = torch.rand(3, 1, 4, 4), torch.arange(3)
-    with pytest.raises(UserError, match=r"^x must be \(N, C, H, W\), got \(1, 4, 4\)$"):
-        from_arrays(x[0], y, arguments=("x", "y"))
+    with pytest.raises(UserError, match=r"^x must be \(N, C, H, W\), got \(4, 4\); reshape"):
+        from_arrays(x[0, 0], y, arguments=("x", "y"))
     with pytest.raises(UserError, match=r"^y must be in 0..1 for 2 classes, got 2$"):
         from_arrays(x, y, classes=2, arguments=("x", "y"))
     with pytest.raises(UserError, match=r"^x must be in \[0, 1\]"):

@@ -255,5 +255,5 @@ def test_the_specification_travels_in_the_file(tmp_path: Path) -> None:
     told = CertificateSpecification.from_json(pq.read_schema(path).metadata[KEY])
     assert path.name == f"{told.certificate_id()}.parquet"
     assert path.name.startswith("small_cnn-none-digits-crown-linf-8_255-")
-    with pytest.raises(RecordError, match=r"written by a newer robustbench-lite \(schema version 2\)"):
-        CertificateSpecification.from_json(dataclasses.replace(told, schema_version=2).to_json())
+    with pytest.raises(RecordError, match=r"written by a newer robustbench-lite \(schema version 3\)"):
+        CertificateSpecification.from_json(dataclasses.replace(told, schema_version=3).to_json())

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ...errors import UserError
 from ..dataset import Dataset
-from ..decode import Fit
-from ..files import class_folders, stream_folder
+from ..decode import Fit, Framing
+from ..files import stream_folder
+from ..layout import class_folders
 from ..source import default_data_dir, no_argument
 
 CLASSES = 1000
@@ -19,7 +20,7 @@ class ImageNet:
     """ImageNet's validation images (`test`) or its training images, streamed.
 
     The shorter side is scaled to 256 and the middle 224x224 kept (in that proportion for another
-    `image_size`), as ImageNet is evaluated since Krizhevsky et al. 2012.
+    `image_size`), as ImageNet is evaluated since Krizhevsky et al. 2012; published weights bring their own.
     """
 
     name: ClassVar[str] = "imagenet"
@@ -37,6 +38,7 @@ class ImageNet:
         download: bool,
         image_size: int | None,
         workers: int,
+        framing: Framing | None = None,
     ) -> Dataset:
         """ImageNet from DATA_DIR/val (or train), a folder for each WordNet number; from the archives once."""
         no_argument("imagenet", argument)
@@ -48,16 +50,19 @@ class ImageNet:
                 f"--data-dir: imagenet needs {CLASSES} class folders in {part}, got {len(folders)}; "
                 f"for another set of classes use folder:{part}"
             )
-        side = image_size or 224
+        fit = Fit((3, image_size or 224, image_size or 224), crop=0.875)
+        if framing is not None and image_size is None:
+            fit = Fit.of(framing, 3)
         return stream_folder(
             part,
-            folders=folders,
+            folders={name: name for name in folders},
             classes=_names(part.parent, folders),
             name="imagenet",
             split=split,
             image_size=None,
-            fit=Fit((3, side, side), crop=0.875),
+            fit=fit,
             workers=workers,
+            framing=framing,
         )
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
 from ...errors import UserError
 from ..checks import from_arrays
 from ..dataset import Dataset
+from ..labels import as_text, classes_in
+from ..reading import Reading
 from ..source import own_size, path_argument, recorded_name
 
 PREFIXES = {"train": ("train_",), "test": ("", "test_")}
-CHANNELS = (1, 2, 3, 4)
 
 
 class Npz:
-    """`images` uint8 (N, H, W) or (N, H, W, C), or float (N, C, H, W) in [0, 1]; `labels` (N,) integers.
+    """`images` uint8 (N, H, W) or (N, H, W, C), or float (N, C, H, W) in [0, 1]; `labels` (N,) integers or names.
+
+    Other forms are understood where they have one reading (`read_images`, `read_labels`).
 
     `train_images` and `train_labels` beside them are the training split. Classes: `classes` (their
     names), or `n_classes`, or the largest label plus one. Pickled arrays are refused.
@@ -68,13 +72,18 @@ def _read(file: Any, path: Path, *, split: str, image_size: int | None) -> Datas
     prefix = next((p for p in PREFIXES[split] if f"{p}images" in file.files), PREFIXES[split][0])
     where = f"--dataset: {path}:"
     arguments = (f"{where} {prefix}images", f"{where} {prefix}labels")
-    images = _channels_first(arguments[0], _array(file, path, f"{prefix}images", split=split))
+    images = _array(file, path, f"{prefix}images", split=split)
     labels = _array(file, path, f"{prefix}labels", split=split)
     name = recorded_name("npz", path)
-    classes = _classes(file, path)
-    dataset = from_arrays(images, labels, name=name, split=split, classes=classes, arguments=arguments)
+    classes, notes, question = _classes(file, path)
+    last: Literal["first", "last"] = "first" if images.dtype.kind == "f" else "last"
+    given: dict[str, Any] = {"classes": classes, "arguments": arguments, "channels": last}
+    dataset = from_arrays(images, labels, name=name, split=split, **given)
     own_size(name, image_size, shape=dataset.shape[1:])
-    return dataset
+    others = {name: f"{p}labels" for name, ps in PREFIXES.items() for p in ps if f"{p}labels" in file.files}
+    counts = {name: len(file[key]) for name, key in others.items() if name != split and file[key].ndim}
+    reading = Reading(counts, {}, (*notes, *dataset.reading.notes), question)
+    return dataclasses.replace(dataset, reading=reading)
 
 
 def _array(file: Any, path: Path, name: str, *, split: str) -> Any:
@@ -91,31 +100,25 @@ def _array(file: Any, path: Path, name: str, *, split: str) -> Any:
         raise UserError(f"--dataset: {path}: the array {name!r} cannot be read ({reason})") from error
 
 
-def _channels_first(argument: str, images: Any) -> Any:
-    if images.dtype == np.uint8:
-        if images.ndim == 3:
-            return images[:, None]
-        if images.ndim == 4 and images.shape[3] in CHANNELS:
-            return images.transpose(0, 3, 1, 2)
-        raise UserError(f"{argument} of uint8 must be (N, H, W) or (N, H, W, C), got {images.shape}; channels go last")
-    if images.dtype.kind == "f" and not (images.ndim == 4 and images.shape[1] in CHANNELS):
-        raise UserError(f"{argument} of float must be (N, C, H, W), got {images.shape}; channels go second")
-    return images
+def _classes(file: Any, path: Path) -> tuple[list[str] | int | None, tuple[str, ...], str | None]:
+    """The classes' names, or how many there are, with notes and an open question.
 
-
-def _classes(file: Any, path: Path) -> list[str] | int | None:
-    """The classes' names, or how many there are; both splits' labels count where the file does not say."""
+    Both splits' labels count where the file does not say.
+    """
     if "classes" in file.files:
         names = _array(file, path, "classes", split="test")
         if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
             got = f"{names.shape} {names.dtype}"
             raise UserError(f"--dataset: {path}: classes must be (K,) names as text, got {got}")
-        return [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in names]
+        return as_text(names), (), None
     if "n_classes" in file.files:
         number = _array(file, path, "n_classes", split="test")
         if number.size != 1 or number.dtype.kind not in "iu" or int(number.item()) < 1:
             raise UserError(f"--dataset: {path}: n_classes must be one whole number of at least 1, got {number}")
-        return int(number.item())
-    labels = [file[name] for name in ("labels", "test_labels", "train_labels") if name in file.files]
-    plain = [y for y in labels if y.dtype.kind in "iu" and y.size]
-    return max(max(int(y.max()) for y in plain) + 1, 1) if plain else None
+        return int(number.item()), (), None
+    labels = {
+        name: array
+        for name in ("labels", "test_labels", "train_labels")
+        if name in file.files and (array := _array(file, path, name, split="test")).size
+    }
+    return classes_in(f"--dataset: {path}: labels", list(labels.values()))

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from ...errors import UserError
-from ..checks import checked_labels
 from ..dataset import Dataset, StreamDataset, listing_hash
-from ..decode import choose_fit
+from ..decode import Framing, choose_fit, framing_used
+from ..labels import classes_in, read_labels
+from ..reading import Reading
 from ..source import path_argument, recorded_name
 
 SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid")}
@@ -47,6 +48,7 @@ class Parquet:
         download: bool,
         image_size: int | None,
         workers: int,
+        framing: Framing | None = None,
     ) -> Dataset:
         """The images of PATH."""
         del data_dir, download
@@ -56,17 +58,20 @@ class Parquet:
         if len({(table.image, table.label) for table in tables}) > 1:
             raise UserError(f"--dataset: the files {files[0].name} ... in {path} differ in their columns")
         where = f"--dataset: parquet:{argument}: {tables[0].label}"
-        names = tables[0].classes or _counted([*tables, *map(_Table.read, others)])
         values = np.concatenate([table.labels for table in tables])
         if not len(values):
             raise UserError(f"--dataset: parquet:{argument} must hold at least one image, got 0 rows")
-        labels = checked_labels(where, values, count=len(values), classes=len(names))
+        names, notes, question = _classes(where, tables, others)
+        labels, of_labels = read_labels(where, values, count=len(values), classes=len(names), names=names)
         rows = ParquetRows(tuple(files), tables[0].image, tuple(g for t in tables for g in t.groups(files)))
-        fit = choose_fit(rows, len(labels), image_size=image_size)
+        fit = choose_fit(rows, len(labels), image_size=image_size, framing=framing)
+        used = framing_used(fit, framing)
+        reading = Reading(notes=(*notes, *of_labels), question=question, framing=used)
         sizes = [file.stat().st_size for file in files]
         fingerprint = listing_hash([file.name for file in files], sizes, labels, fit)
+        name = recorded_name("parquet", path)
         stream = StreamDataset(
-            recorded_name("parquet", path), split, tuple(names), fit.shape, labels, fingerprint, rows, fit, workers
+            name, split, tuple(names), fit.shape, labels, fingerprint, rows, fit, workers, reading=reading
         )
         return stream.in_memory() if len(labels) * np.prod(fit.shape) <= MEMORY else stream
 
@@ -153,11 +158,10 @@ class _Table:
         kind = schema.field(image).type
         if not _is_bytes(kind) and not (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0):
             raise UserError(f"--dataset: {file}: {image} must be struct<bytes, path> or binary, got {kind}")
-        if not pa.types.is_integer(column.type):
-            raise UserError(f"--dataset: {file}: {label} must be integers, got {column.type}")
         if column.null_count:
             raise UserError(f"--dataset: {file}: {label} must not be null, got {column.null_count} nulls")
-        return _Table(file, image, label, column.to_numpy(), _class_names(schema, label), rows)
+        values = np.asarray(column.to_pylist()) if pa.types.is_nested(column.type) else column.to_numpy()
+        return _Table(file, image, label, values, _class_names(schema, label), rows)
 
 
 def _column(file: Path, schema: Any, names: Sequence[str], what: str) -> str:
@@ -177,9 +181,15 @@ def _class_names(schema: Any, label: str) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
-def _counted(tables: Sequence[_Table]) -> list[str]:
-    largest = max((int(table.labels.max()) for table in tables if len(table.labels)), default=0)
-    return [str(i) for i in range(max(largest, 0) + 1)]
+def _classes(
+    where: str, tables: Sequence[_Table], others: Sequence[Path]
+) -> tuple[list[str], tuple[str, ...], str | None]:
+    """The classes' names: those of the schema, else of the labels of all splits; with notes and an open question."""
+    if tables[0].classes:
+        return tables[0].classes, (), None
+    every = [table.labels for table in (*tables, *map(_Table.read, others)) if len(table.labels)]
+    classes, notes, question = classes_in(where, every)
+    return [str(i) for i in range(classes or 0)] if not isinstance(classes, list) else classes, notes, question
 
 
 def find_files(path: Path, split: str) -> tuple[list[Path], list[Path]]:

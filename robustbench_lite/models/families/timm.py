@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ...data.decode import Framing
 from ...errors import UserError
 from ..library import class_mismatch, downloading, hub_within_reach, importing, registered
 from ..normalize import Normalize
@@ -30,6 +32,19 @@ class Timm:
             "std": [float(s) for s in config.std],
             "input_size": int(config.input_size[-1]),
         }
+
+    def framing(self, architecture: str) -> Framing | None:
+        """The resizing and cropping of the published weights' configuration; None where they add borders."""
+        config = self._config(architecture)
+        if config is None or config.crop_mode == "border":
+            return None
+        size = int(config.input_size[-1])
+        return Framing(size, math.floor(size / config.crop_pct), config.interpolation, config.crop_mode == "squash")
+
+    def class_count(self, architecture: str) -> int:
+        """How many classes the published weights tell apart."""
+        config = self._config(architecture)
+        return 0 if config is None else int(config.num_classes or 0)
 
     def build(
         self, architecture: str, *, n_classes: int, shape: tuple[int, int, int], pretrained: bool = False

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ...data.decode import Framing
 from ...errors import UserError
 from ..library import class_mismatch, downloading, importing, registered
 from ..normalize import Normalize
@@ -39,6 +40,16 @@ class TorchVision:
             "input_size": int(transforms.crop_size[0]),
         }
 
+    def framing(self, architecture: str) -> Framing:
+        """The resizing and cropping by which the published weights were evaluated."""
+        transforms = self._weights(architecture).transforms()
+        size, resize = int(transforms.crop_size[0]), int(transforms.resize_size[0])
+        return Framing(size, resize, str(transforms.interpolation.value))
+
+    def class_count(self, architecture: str) -> int:
+        """How many classes the published weights tell apart."""
+        return len(self._weights(architecture).meta["categories"])
+
     def build(
         self, architecture: str, *, n_classes: int, shape: tuple[int, int, int], pretrained: bool = False
     ) -> nn.Module:
@@ -61,6 +72,10 @@ class TorchVision:
         if channels != 3:
             replace_first_convolution(module, channels)
         return module
+
+    def published(self, architecture: str) -> list[Any]:
+        """All published weights of an architecture, as torchvision describes them."""
+        return list(importing("torchvision.models").get_model_weights(architecture))
 
     def _weights(self, architecture: str) -> Any:
         choices = importing("torchvision.models").get_model_weights(architecture)

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import registry
 from ..errors import RblError, UserError, near_names, unknown_name
-from ..registry import guard
+from ..registry import ended, guard
 from .seeding import seeded
 
 ARGUMENT = "--model"
@@ -121,7 +121,7 @@ def build_source(
         # Outside: a module draws when it is imported first, and not again.
         with seeded(seed):
             factory = source.entry.load()
-        with seeded(seed):
+        with seeded(seed), source.entry.importing():
             return call_factory(factory, shown(source.spec), n_classes=n_classes, shape=shape)
     options: dict[str, Any] = {"n_classes": n_classes, "shape": shape}
     if not pretrained:
@@ -198,6 +198,8 @@ def call_factory(factory: Callable[..., Any], name: str, *, n_classes: int, shap
         module = factory(**given)
     except RblError:
         raise
+    except SystemExit as error:
+        raise ended(f"{ARGUMENT}: {name}", error) from error
     except Exception as error:
         raise guard(f"{ARGUMENT}: {name}", error) from error
     if not isinstance(module, nn.Module):

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .attack import Attack
 from .defense import Defense
-from .errors import UserError
 from .given import (
     count_classes,
     device_of,
@@ -55,12 +54,13 @@ def evaluate(
     checks: bool = True,
     fit_data: tuple[Tensor, Tensor] | None = None,
     name: str | None = None,
+    binary: bool = False,
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Robust accuracy of `model` on images under one attack, with one row and the image of each sample.
 
-    model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
+    model: pixels (N, C, H, W) in [0, 1] to logits (N, K), alone or in a tuple, dict or object. x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
     numpy do as well as tensors.
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
     out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`.
@@ -73,6 +73,7 @@ def evaluate(
     the verdict `unreliable`; False leaves them out.
     fit_data: images and labels, as x and y, that an attack (uap, ...) or a defense (knn, ...) learns from which learns;
     they should be others than x. None: for an attack x itself, up to 512 of them, and the record says so.
+    binary: the model gives one number for each image, (N, 1) or (N,): the logit or the probability of class 1.
     leaderboard: folder that receives the run file; None writes nothing.
 
     A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
@@ -86,18 +87,19 @@ def evaluate(
     >>> 0 <= r.robust_accuracy <= r.clean_accuracy <= 1
     True
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
-    if model.training:
+    if getattr(model, "training", False) and not isinstance(model, fx.GraphModule):
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
     images, labels = given_tensor(x), given_tensor(y)
-    classes = count_classes(model, images, defenses)
+    given = given_model(model, name, x=images, defenses=defenses, binary=binary)
+    for text in given.notes:
+        warnings.warn(f"model: {text}", stacklevel=2)
+    classes = count_classes(given.module, images, defenses)
     each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
     data = given_data(images, labels, classes, each)
     learn_from = None if fit_data is None else given_fit_data(*fit_data)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
-        model=given_model(model, name),
+        model=given,
         data=data,
         index=torch.arange(len(data)),
         attack=make_attack(
@@ -105,7 +107,7 @@ def evaluate(
             attack_options,
             threat,
             resolve=each is None,
-            surrogates=[given_surrogate(given, data) for given in surrogates],
+            surrogates=[given_surrogate(one, data) for one in surrogates],
         ),
         attack_options=dict(attack_options or {}),
         threat=threat,

@@ -41,16 +41,18 @@ class Folder:
             del sys.modules[name]
         sys.modules.update(self._modules)
         sys.path.insert(0, str(self.path))
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
         self._inside = True
         try:
             yield
         finally:
             self._inside = False
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             with contextlib.suppress(ValueError):
                 sys.path.remove(str(self.path))
-            self._modules = {name: module for name, module in list(sys.modules.items()) if self._lies_here(name, module)}
+            self._modules = {
+                name: module for name, module in list(sys.modules.items()) if self._lies_here(name, module)
+            }
             # Where nothing else has a name it stays, so that pickle and importlib find it.
             taken = {_top(name) for name in hidden}
             for name in self._modules:

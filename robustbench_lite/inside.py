@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .modes import parts_with_hooks
+
 
 def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
     """The name and the module of the innermost part that takes images and gives logits, each of the whole's shape.
@@ -25,7 +27,7 @@ def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
 
         return hook
 
-    for name, module in model.named_modules():
+    for name, module in parts_with_hooks(model):
         if name:
             handles.append(module.register_forward_hook(look(name)))
     try:

@@ -93,6 +93,7 @@ def prepare_model(
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     unlabeled: str | None = None,
+    binary: bool = False,
     may_train: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -101,7 +102,7 @@ def prepare_model(
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
     recipe: parts of the `Recipe` by name, as text or values; what is left open the defenses state.
-    unlabeled: a data set whose training images join without their labels.
+    unlabeled: a data set whose training images join without their labels. binary: as for `load_model`.
     may_train: where not, Untrained is raised for a network that would have to be trained.
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
@@ -168,7 +169,7 @@ def prepare_model(
     described = describe(train_set, whole, fitting, more) if train_set is not None else None
     if described is not None and behind:
         described["behind"] = describe_defenses(behind)
-    return load_model(
+    loaded = load_model(
         spec,
         n_classes=len(data.classes),
         shape=shape,
@@ -177,7 +178,22 @@ def prepare_model(
         recipe=described,
         retrain=retrain and ready,
         seed=whole.seed,
+        binary=binary,
+        images=_few(data, shape) if _is_factory(spec) else None,
     )
+    if note and main_process():
+        for text in loaded.notes:
+            note(f"{loaded.name}: {text}")
+    return loaded
+
+
+def _few(data: Dataset, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Some images, by which a network is tried; None where it sees others in their place."""
+    import torch
+
+    if tuple(data.shape) != tuple(shape):
+        return None
+    return data.images(torch.linspace(0, len(data) - 1, min(64, len(data))).long())
 
 
 def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .modes import parts_with_hooks
+
 _STEPS: dict[Any, str] = {
     function: name
     for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
@@ -62,7 +64,7 @@ def blocked(model: nn.Module, x: Tensor) -> list[str]:
 
         return hook
 
-    for name, module in model.named_modules():
+    for name, module in parts_with_hooks(model):
         if name:
             handles.append(module.register_forward_hook(look(name)))
     try:

@@ -40,6 +40,7 @@ rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surr
 def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    binary: o.Binary = False,
     attack: Annotated[
         str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
     ] = "pgd",
@@ -180,13 +181,16 @@ def evaluate(
     settings["learn_from"] = defense_images(request, defenses)
     settings["checks"] = checks
 
-    def prepared(spec: str, weights: str | None, defenses: Sequence[Defense] = ()) -> LoadedModel:
+    def prepared(
+        spec: str, weights: str | None, defenses: Sequence[Defense] = (), *, binary: bool = False
+    ) -> LoadedModel:
         with training_bar(f"training {spec}") as bar:
             recipe = {} if epochs is None else {"epochs": epochs}
             given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
+            given["binary"] = binary
             return prepare_model(spec, request, data, **given, progress=bar, note=note)
 
-    network = prepared(model, weights, defenses)
+    network = prepared(model, weights, defenses, binary=binary)
     if surrogate:
         parts = (spec.partition("=") for spec in surrogate)
         with o.naming("--surrogate"):

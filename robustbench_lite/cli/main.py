@@ -14,6 +14,7 @@ import typer
 
 from ..errors import PluginError, RblError
 from . import (
+    answers,
     certify,
     curve,
     doctor,
@@ -78,13 +79,16 @@ def _main(
 def run() -> None:
     """Run the command line and exit: 0, 2 for what the user can mend, 1 for our fault, 130 for Ctrl-C."""
     prepare_process()
+    answers.take_any_text()
+    answers.keep_stdout()
     sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status, errors told on stderr."""
     try:
-        code = app(arguments, prog_name="rbl", standalone_mode=False)
+        with answers.alone(arguments):
+            code = app(arguments, prog_name="rbl", standalone_mode=False)
         sys.stdout.flush()
     except RblError as error:
         return _tell(error, arguments)

@@ -61,6 +61,14 @@ Weights = Annotated[
         rich_help_panel="Model",
     ),
 ]
+Binary = Annotated[
+    bool,
+    typer.Option(
+        "--binary",
+        help="The network gives one number for each image: the logit or the probability of class 1.",
+        rich_help_panel="Model",
+    ),
+]
 Defenses = Annotated[
     list[str] | None,
     typer.Option(

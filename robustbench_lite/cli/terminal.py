@@ -132,4 +132,8 @@ def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     import json
 
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    from . import answers
+
+    out = answers.stream()
+    out.write(json.dumps(value, allow_nan=False) + "\n")
+    out.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Source:
     def is_factory(self) -> bool:
         """Whether the network comes from a user's callable, which may have given it weights."""
         return self.entry is not None
+
+    def importing(self) -> AbstractContextManager[None]:
+        """Context manager: code of a factory's network finds the modules that lie beside it."""
+        return nullcontext() if self.entry is None else self.entry.importing()
 
     @property
     def qualified(self) -> str:
@@ -203,7 +208,8 @@ def call_factory(factory: Callable[..., Any], name: str, *, n_classes: int, shap
     except Exception as error:
         raise guard(f"{ARGUMENT}: {name}", error) from error
     if not isinstance(module, nn.Module):
-        raise UserError(f"{ARGUMENT}: {name} returned a {type(module).__name__}, expected a torch.nn.Module")
+        hint = "; give its .module()" if type(module).__name__ == "ExportedProgram" else ""
+        raise UserError(f"{ARGUMENT}: {name} returned a {type(module).__name__}, expected a torch.nn.Module{hint}")
     return module
 
 

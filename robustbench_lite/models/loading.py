@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..adapter import Adapted, adapt, initialised
 from ..cache import cache_dir
 from ..errors import RecordError, UserError
 from ..history import History
+from ..modes import evaluation_mode
 from ..processes import main_process
 from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
 from .identity import layout_sha256, state_sha256
 from .normalize import Normalize
+from .seeding import seeded
 from .weights import load_weights, read_weights, save_weights
 
 # Part of a cached network's key: raised when a recipe starts to mean another network;
@@ -47,6 +51,7 @@ class LoadedModel:
     weights: "pretrained", the name of a file, "trained", or "factory".
     recipe: how it was trained, where that is known; history: what was seen of that, a row an epoch.
     source_sha256: of the file with a user's own factory; None for a network of a library.
+    notes: what is done around a network that an evaluation cannot call as it is (`adapter.adapt`).
     """
 
     module: nn.Module
@@ -58,6 +63,7 @@ class LoadedModel:
     recipe: dict[str, Any] | None
     source_sha256: str | None = None
     history: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -70,6 +76,8 @@ def load_model(
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     seed: int = 0,
+    binary: bool = False,
+    images: Tensor | None = None,
 ) -> LoadedModel:
     """The network that `spec` names with the weights that `weights` names.
 
@@ -81,6 +89,8 @@ def load_model(
     the cached network beside the model's name, and what its record says.
     retrain: train also what has weights already (a train-time defense of a factory's network).
     seed: of the initial weights.
+    binary: a factory's network gives one number for each image, of class 1 against class 0. images: (N, *shape) in
+    [0, 1], by which a factory's network is tried; None: random ones.
 
     Raises UserError for what the user can mend (an unknown name, weights that do not fit, a refused
     pickle, weights that cannot be had, nothing to train with); PluginError for a factory that raises.
@@ -88,6 +98,11 @@ def load_model(
     """
     source = find_source(spec)
     module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
+    notes: tuple[str, ...] = ()
+    if source.is_factory:
+        few = _noise(shape) if images is None else images
+        with seeded(seed), source.importing():
+            drawn = initialised(module, few[:2])
     origin, known = weights or "factory", None
     rows: tuple[dict[str, Any], ...] = ()
     if weights is not None and weights != "pretrained":
@@ -95,6 +110,14 @@ def load_model(
         tensors, said = read_weights(path)
         load_weights(module, tensors, source=str(path))
         origin, known, rows = path.name, said.get("recipe"), tuple(said.get("history") or ())
+    if source.is_factory:
+        with seeded(seed), source.importing(), torch.inference_mode(False):
+            ready = adapt(module, few, n_classes=n_classes, binary=binary, argument="--binary")
+        module, notes = ready.module, ready.notes
+        if drawn and weights is None:
+            notes = ("lazy layers got their shapes from the images, and random weights", *notes)
+    elif binary:
+        raise UserError(f"--binary: {source.qualified} has a logit for each class; leave it out")
     if retrain or (weights is None and not source.is_factory):
         if train is None:
             raise UserError(
@@ -117,18 +140,25 @@ def load_model(
             },
         )
         origin = "trained"
-    module.eval()
+    evaluation_mode(module)
+    bare = module.network if isinstance(module, Adapted) else module
     return LoadedModel(
         module=module,
         name=shown(spec),
-        sha256=state_sha256(module),
+        sha256=state_sha256(bare),
         parameters=sum(p.numel() for p in module.parameters()),
-        preprocessing=dict(_preprocessing(module)),
+        preprocessing=dict(_preprocessing(module)) | ({"adapted": [*notes]} if notes else {}),
         weights=origin,
         recipe=known,
         source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
         history=rows,
+        notes=notes,
     )
+
+
+def _noise(shape: tuple[int, int, int]) -> Tensor:
+    """Random images (64, *shape), the same each time."""
+    return torch.rand((64, *shape), generator=torch.Generator().manual_seed(0))
 
 
 def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argument: str = "--weights") -> LoadedModel:

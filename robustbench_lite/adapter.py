@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +32,7 @@ class Adapted(nn.Module):
             -z/2 and z/2, whose softmax is the sigmoid of z. "probability": they are the shares 1 - z and z.
         batch: The only number of images that the network takes; batches are cut and filled up to it.
         least: The least number of images that it takes; smaller batches are filled up.
-        dtype: What images are converted to.
+        dtype: That of the network's weights, to which images are converted; None: they stay as they are.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
         if self.dtype is not None:
-            x = x.to(self.dtype)
+            # A copy in another precision has another dtype.
+            x = x.to(next(tensor.dtype for tensor in _floating(self.network)))
         if self.batch is None:
             return self._filled(x, self.least) if self.least > 1 and len(x) < self.least else self._read(x)
         parts = [self._filled(part, self.batch) for part in torch.split(x, self.batch)]
@@ -225,7 +228,7 @@ def _has_rows(value: object) -> bool:
 
 def _otherwise(model: nn.Module, two: Tensor, error: UserError) -> tuple[nn.Module, Any, Tensor, dict[str, Any]]:
     """A network that does not take two float32 images: with another dtype, or in batches of one size."""
-    dtypes = {p.dtype for p in [*model.parameters(), *model.buffers()] if p.dtype.is_floating_point}
+    dtypes = {tensor.dtype for tensor in _floating(model)}
     tries: list[tuple[nn.Module, dict[str, Any]]] = [(model, {})]
     if dtypes and torch.float32 not in dtypes:
         if dtypes == {torch.float64}:
@@ -247,6 +250,10 @@ def _otherwise(model: nn.Module, two: Tensor, error: UserError) -> tuple[nn.Modu
                 settings = {**settings, "least": size}
             return tried, output, many, settings
     raise error
+
+
+def _floating(model: nn.Module) -> Iterator[Tensor]:
+    return (t for t in itertools.chain(model.parameters(), model.buffers()) if t.dtype.is_floating_point)
 
 
 def _in_float32(model: nn.Module, error: UserError) -> nn.Module:

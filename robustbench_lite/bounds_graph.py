@@ -39,7 +39,9 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
     Raises UserError, in one line that names the layer and its type, for what cannot be bounded.
     """
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise cannot("the network", "TorchScript", "its layers cannot be followed; give the module that it was made from")
+        raise cannot(
+            "the network", "TorchScript", "its layers cannot be followed; give the module that it was made from"
+        )
     with evaluating(module):
         tracer = _Tracer()
         try:

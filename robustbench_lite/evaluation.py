@@ -60,8 +60,8 @@ def evaluate(
 ) -> Result:
     """Robust accuracy of `model` on images under one attack, with one row and the image of each sample.
 
-    model: pixels (N, C, H, W) in [0, 1] to logits (N, K), alone or in a tuple, dict or object. x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
-    numpy do as well as tensors.
+    model: pixels (N, C, H, W) in [0, 1] to logits (N, K), alone or in a tuple, dict or object. x: (N, C, H, W)
+    float32 in [0, 1]. y: (N,) int64. Arrays of numpy do as well as tensors.
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
     out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`.
     norm, eps: the threat, eps in pixels of [0, 1] (a number, a fraction as text, or (N,) one a sample);

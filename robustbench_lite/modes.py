@@ -28,13 +28,16 @@ def evaluation_mode(model: nn.Module) -> None:
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Context manager: evaluation mode; afterwards every part is in the mode that it was found in."""
     # A frozen TorchScript network has no flag at all.
-    modes = [(part, part.training) for part in model.modules() if hasattr(part, "training")]
+    modes = [(part, getattr(part, "training", None)) for part in model.modules()]
     evaluation_mode(model)
     try:
         yield model
     finally:
         for part, training in modes:
-            part.training = training
+            if training is not None:
+                part.training = training
+            elif hasattr(part, "training"):
+                del part.training
 
 
 def deep_copy(model: nn.Module) -> nn.Module:

@@ -208,10 +208,10 @@ def _trained_with(weights: str, part: str = "defenses") -> list[tuple[str, dict[
     from .errors import RblError
     from .models.weights import read_weights
 
-    if not weights.endswith(".safetensors"):
+    if ".safetensors" not in weights:
         return []
     try:
-        said = read_weights(Path(weights).expanduser())[1]
+        said = read_weights(weights)[1]
     except RblError:
         return []  # what is wrong with the file is told where it is loaded
     return [_told(described) for described in (said.get("recipe") or {}).get(part, [])]

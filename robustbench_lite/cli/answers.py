@@ -19,7 +19,7 @@ def stream() -> TextIO:
 @contextlib.contextmanager
 def alone(arguments: Sequence[str]) -> Iterator[None]:
     """Context manager: under `--json` only the answer reaches stdout, and what a user's code prints goes to stderr."""
-    if "--json" not in arguments:
+    if "--json" not in arguments or _answer:
         yield
         return
     _answer.append(sys.stdout)
@@ -41,8 +41,25 @@ def keep_stdout() -> None:
         sys.stdout.flush()
         kept = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        sys.stdout, printed = os.fdopen(kept, "w", encoding="utf-8"), sys.stdout
-        sys.__stdout__ = printed
+        _answer.append(os.fdopen(kept, "w", encoding="utf-8"))
+
+
+def drop() -> None:
+    """Let the answer go nowhere, quietly: its reader has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for one in {id(one): one for one in (stream(), sys.stdout)}.values():
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, one.fileno())
+
+
+def speak_utf8() -> None:
+    """Start the program again in Python's UTF-8 mode where the locale has another encoding.
+
+    There names of files, classes and functions cannot be read as they were written (PEP 540).
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        with contextlib.suppress(OSError):
+            os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def take_any_text() -> None:

@@ -52,6 +52,7 @@ def certify(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    weights_prefix: o.WeightsPrefix = None,
     binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
@@ -88,6 +89,7 @@ def certify(
     options = o.merged("--method-option", method_option, {"n0": n0, "n": n, "alpha": alpha})
     certifier = make_certifier(method, options)
     threat = certificate_threat(norm, eps, certifier)
+    weights = o.with_prefix(weights, weights_prefix)
     o.check_model_name(model)
     defenses = make_defenses(defense or [], defense_option or [])
     device = pick_device(device)

@@ -40,6 +40,7 @@ rbl evaluate --model resnet18 --attack transfer:pgd --surrogate small-cnn --surr
 def evaluate(
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    weights_prefix: o.WeightsPrefix = None,
     binary: o.Binary = False,
     attack: Annotated[
         str, typer.Option(help="NAME, FILE.py:NAME or transfer:NAME; see rbl plugins.", rich_help_panel="Attack")
@@ -150,6 +151,7 @@ def evaluate(
         attack_option,
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
+    weights = o.with_prefix(weights, weights_prefix)
     o.check_model_name(model)
     for spec in surrogate or []:
         o.check_model_name(spec.partition("=")[0], "--surrogate")

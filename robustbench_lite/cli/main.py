@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
@@ -78,6 +77,7 @@ def _main(
 
 def run() -> None:
     """Run the command line and exit: 0, 2 for what the user can mend, 1 for our fault, 130 for Ctrl-C."""
+    answers.speak_utf8()
     prepare_process()
     answers.take_any_text()
     answers.keep_stdout()
@@ -127,8 +127,7 @@ def _left(error: SystemExit) -> int:
     """Nothing of ours raises SystemExit: a library does where the reader has gone (`| head`), or it is a plug-in's."""
     if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
         # What the reader wanted it has; the rest goes nowhere, quietly.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        answers.drop()
         return 0
     told = (
         f"code from outside ended the program (SystemExit: {error.code}); what a script does by itself "

@@ -36,6 +36,7 @@ def train(
     ] = None,
     model: o.Model = "resnet18",
     weights: o.Weights = None,
+    weights_prefix: o.WeightsPrefix = None,
     binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
@@ -81,6 +82,7 @@ def train(
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
     for idle in [d.name for d in standing if not d.trained_behind]:
         raise UserError(f"--defense: {idle} trains nothing; give it to rbl evaluate with --weights {out.name}")
+    weights = o.with_prefix(weights, weights_prefix)
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
     recipe = o.merged("--train-option", train_option, given)
     configure(Recipe, recipe, argument="--train-option")

@@ -62,6 +62,7 @@ def transfer(
     figure: Annotated[
         Path | None, typer.Option(help="PATH.png: the matrix as a picture.", rich_help_panel="Result")
     ] = None,
+    binary: o.Binary = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
@@ -95,7 +96,7 @@ def transfer(
     }
     with o.naming("--models"):
         networks = {
-            name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device)
+            name: _prepared(spec, weights or None, half, request, data, epochs=epochs, device=device, binary=binary)
             for name, (spec, weights, half) in named.items()
         }
     plan = TransferPlan(**settings, models=networks)
@@ -148,7 +149,15 @@ def _check_paths(out: Path | None, figure: Path | None) -> None:
 
 
 def _prepared(
-    spec: str, weights: str | None, half: int, request: DataRequest, data: Dataset, *, epochs: int | None, device: str
+    spec: str,
+    weights: str | None,
+    half: int,
+    request: DataRequest,
+    data: Dataset,
+    *,
+    epochs: int | None,
+    device: str,
+    binary: bool,
 ) -> LoadedModel:
     """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
     from ..halves import HalfRequest
@@ -165,6 +174,7 @@ def _prepared(
             request,
             data,
             weights=weights,
+            binary=binary,
             recipe=recipe,
             retrain=half > 0,
             device=device,

@@ -31,6 +31,8 @@ def verify(
     run: Annotated[str, typer.Argument(help="A run's id, or the path of its file.", metavar="RUN")],
     model: o.Model,
     weights: o.Weights = None,
+    weights_prefix: o.WeightsPrefix = None,
+    binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: Annotated[
@@ -77,7 +79,16 @@ def verify(
     request = DataRequest(
         dataset or name, recorded.specification.dataset.split, data_dir, download, image_size, workers
     )
-    loaded = _load_model(recorded, model, request, weights=weights, defenses=defenses, epochs=epochs, device=device)
+    loaded = _load_model(
+        recorded,
+        model,
+        request,
+        weights=o.with_prefix(weights, weights_prefix),
+        binary=binary,
+        defenses=defenses,
+        epochs=epochs,
+        device=device,
+    )
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
     learn_from = defense_images(request, defenses)
     found = reverify(
@@ -147,6 +158,7 @@ def _load_model(
     request: Any,
     *,
     weights: str | None,
+    binary: bool,
     defenses: list[Defense],
     epochs: int | None,
     device: str,
@@ -161,7 +173,7 @@ def _load_model(
     record = run.specification.dataset
     trains = any(isinstance(d, TrainingDefense) for d in defenses)
     if not trains and (weights is not None or find_source(model).is_factory):
-        return load_model(model, n_classes=record.classes, shape=_image_shape(run), weights=weights)
+        return load_model(model, n_classes=record.classes, shape=_image_shape(run), weights=weights, binary=binary)
     recipe = run.specification.model.recipe or {}
     known = recipe.get("epochs")
     data = request.load()
@@ -171,6 +183,7 @@ def _load_model(
             request,
             data,
             weights=weights,
+            binary=binary,
             defenses=defenses,
             recipe={"epochs": epochs if epochs is not None else known if isinstance(known, int) else None},
             device=device,

@@ -26,7 +26,7 @@ from .build import Source, build_source, find_source, shown
 from .identity import layout_sha256, state_sha256
 from .normalize import Normalize
 from .seeding import seeded
-from .weights import load_weights, read_weights, save_weights
+from .weights import load_weights, read_weights, save_weights, split_weights
 
 # Part of a cached network's key: raised when a recipe starts to mean another network;
 # what differs by rounding is the same.
@@ -99,23 +99,24 @@ def load_model(
     source = find_source(spec)
     module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
     notes: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
     if source.is_factory:
         few = _noise(shape) if images is None else images
         with seeded(seed), source.importing():
-            drawn = initialised(module, few[:2])
+            if initialised(module, few[:2]) and weights is None:
+                taken = ("lazy layers got their shapes from the images, and random weights",)
     origin, known = weights or "factory", None
     rows: tuple[dict[str, Any], ...] = ()
     if weights is not None and weights != "pretrained":
-        path = Path(weights).expanduser()
-        tensors, said = read_weights(path)
-        load_weights(module, tensors, source=str(path))
-        origin, known, rows = path.name, said.get("recipe"), tuple(said.get("history") or ())
+        path, keys = split_weights(weights)
+        tensors, said = read_weights(weights)
+        notes = (*said.get("notes", ()), *load_weights(module, tensors, source=weights))
+        origin = ":".join([path.name, *keys])
+        known, rows = said.get("recipe"), tuple(said.get("history") or ())
     if source.is_factory:
         with seeded(seed), source.importing(), torch.inference_mode(False):
             ready = adapt(module, few, n_classes=n_classes, binary=binary, argument="--binary")
-        module, notes = ready.module, ready.notes
-        if drawn and weights is None:
-            notes = ("lazy layers got their shapes from the images, and random weights", *notes)
+        module, taken = ready.module, (*taken, *ready.notes)
     elif binary:
         raise UserError(f"--binary: {source.qualified} has a logit for each class; leave it out")
     if retrain or (weights is None and not source.is_factory):
@@ -147,12 +148,12 @@ def load_model(
         name=shown(spec),
         sha256=state_sha256(bare),
         parameters=sum(p.numel() for p in module.parameters()),
-        preprocessing=dict(_preprocessing(module)) | ({"adapted": [*notes]} if notes else {}),
+        preprocessing=dict(_preprocessing(module)) | ({"adapted": [*taken]} if taken else {}),
         weights=origin,
         recipe=known,
         source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
         history=rows,
-        notes=notes,
+        notes=(*notes, *taken),
     )
 
 

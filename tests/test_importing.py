@@ -1,4 +1,4 @@
-"""Imports of a user's files: at import, in a factory, in forward; from beside, from a package, and of one name twice."""
+"""Imports of a user's files: at import, in a factory, in forward; from a package, and of one name twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Small(nn.Sequential):
 def _modules_as_found() -> Iterator[None]:
     found, path, hooks = dict(sys.modules), [*sys.path], [*sys.meta_path]
     yield
-    assert (sys.path, sys.meta_path) == (path, hooks)
+    assert [one for one in sys.path if not one.endswith("/site")] == path
+    assert sys.meta_path == hooks
     for name in set(sys.modules) - set(found):
         if name.partition(".")[0] in ("models", "utils", "rbl_pkg", "torchvision_like"):
             del sys.modules[name]
@@ -121,13 +122,14 @@ def test_our_own_modules_and_python_s_are_not_hidden(tmp_path: Path) -> None:
 
 
 def test_a_parser_of_arguments_at_import_sees_none(tmp_path: Path) -> None:
-    text = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--depth', type=int, default=9)\nargs = p.parse_args()\n"
+    text = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--depth', type=int, default=9)\n"
+    text += "args = p.parse_args()\n"
     file = write(tmp_path / "net.py", text + NET.format(bias="args.depth"))
     before = [*sys.argv]
     assert answer(load(f"{file}:Small")) == 9
     assert sys.argv == before
     file = write(tmp_path / "other.py", text.replace("default=9", "required=True") + NET.format(bias=1))
-    with pytest.raises(PluginError, match="ended the program .*if __name__"):
+    with pytest.raises(PluginError, match=r"ended the program .*if __name__"):
         load(f"{file}:Small")
 
 

@@ -19,7 +19,7 @@ from ..errors import RecordError, UserError, close_names
 from ..files import write_whole
 from .identity import tensors_sha256
 
-PICKLES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl")
+PICKLES = (".pt", ".pth", ".th", ".tar", ".ckpt", ".bin", ".pkl", ".pt2", ".ts", ".jit")
 # In this order: the weights as trained come before their running average.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 AVERAGES = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema", "params_ema", "swa_state_dict")
@@ -161,12 +161,12 @@ def _names_in(path: Path) -> list[str]:
 
 
 def _is_torchscript(path: Path) -> bool:
-    return any(name.endswith(("/constants.pkl", "/model.json")) for name in _names_in(path))
+    return any(name.endswith("/constants.pkl") for name in _names_in(path))
 
 
 def _is_exported(path: Path) -> bool:
     names = _names_in(path)
-    return any("serialized_exported_program" in name or "/archive_format" in f"/{name}" for name in names)
+    return any(name.endswith("/archive_format") or "serialized_exported_program" in name for name in names)
 
 
 def _state_in(loaded: object, path: Path, argument: str, keys: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -253,6 +253,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     return notes
 
 
+_NORMALISES = re.compile(r"(^|\.)(normali[sz]er?\b|new_mean|new_std|mu$|sigma$|mean$|std$)")
 _COUNTS = ("total_ops", "total_params", "n_averaged")
 
 
@@ -275,7 +276,7 @@ def _fitting(tensors: dict[str, Tensor], own: Mapping[str, Tensor], source: str)
         best = max(prefixes, key=lambda p: len(_without(tensors, p).keys() & own.keys()), default="")
         return _without(tensors, best), []
     state = _without(tensors, whole[0])
-    rest = len(tensors) - len(own)
+    rest = [name for name in tensors if not name.startswith(whole[0])]
     kept = {name: tensor for name, tensor in state.items() if name in own}
     # Without a prefix further tensors of the same network would be layers that the model lacks.
     if not whole[0]:
@@ -283,14 +284,20 @@ def _fitting(tensors: dict[str, Tensor], own: Mapping[str, Tensor], source: str)
     inside = len(state) - len(kept)
     if inside:
         return state, []
-    return kept, ([f"{source}: {rest} tensors outside the prefix {whole[0]!r} are left out"] if rest else [])
+    return kept, [_left_out(rest, whole[0], source)] if rest else []
+
+
+def _left_out(names: list[str], prefix: str, source: str) -> str:
+    normalising = [name for name in names if _NORMALISES.search(name)]
+    hint = "; among them is a normalisation of the images, which the network must do itself" if normalising else ""
+    return f"{source}: tensors outside the prefix {prefix!r} are left out, {_first(normalising or names)}{hint}"
 
 
 def _prefixes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
     """Prefixes under which one of the module's own names occurs, "" included where one occurs as it is."""
     first = next((name for name in own if own[name].ndim), next(iter(own)))
     found = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
-    return sorted({*found}, key=len) or [""]
+    return sorted({*found}, key=lambda prefix: (len(prefix), prefix)) or [""]
 
 
 def _without(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -36,22 +36,27 @@ def make():
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
 
 
-def test_only_the_answer_reaches_stdout(folder: Path) -> None:
+def test_only_the_answer_reaches_stdout(folder: Path, tmp_path: Path) -> None:
     (folder / "loud.py").write_text(LOUD)
-    words = ["evaluate", "--model", "loud.py:make", "--dataset", "npz:images.npz", "--attack", "fgsm", "--json"]
-    said = subprocess.run([*PROGRAM, *words], cwd=folder, env=environment(), capture_output=True, text=True, check=True)
+    words = ["evaluate", "--model", "loud.py:make", "--dataset", "npz:ok.npz", "--attack", "fgsm", "--json"]
+    said = subprocess.run(
+        [*PROGRAM, *words], cwd=folder, env=environment(tmp_path), capture_output=True, text=True, check=True
+    )
     assert json.loads(said.stdout)["attack"] == "fgsm"
     for text in ("at import", "in the factory", "in forward", "raw", "past sys.stdout", "a child", "at exit"):
         assert text in said.stderr and text not in said.stdout
 
 
-def test_in_one_process_too(folder: Path, evaluate: Rbl) -> None:
+def test_in_one_process_too(folder: Path, evaluate: Rbl, monkeypatch: pytest.MonkeyPatch) -> None:
+    import atexit
+
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
     (folder / "loud.py").write_text(LOUD.replace('os.write(1, b"raw")', "").replace("sys.__stdout__.write", "print"))
     assert evaluate("--model", "loud.py:make", "--attack", "fgsm", "--json").json["attack"] == "fgsm"
 
 
 @pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, ASCII])
-def test_any_encoding(encoding: dict[str, str], folder: Path) -> None:
+def test_any_encoding(encoding: dict[str, str], folder: Path, tmp_path: Path) -> None:
     place = folder / "größe ✓"
     place.mkdir()
     (place / "nëtz.py").write_text(
@@ -59,19 +64,23 @@ def test_any_encoding(encoding: dict[str, str], folder: Path) -> None:
         "    return Nétz(nn.Flatten(), nn.Linear(64, 4))\n",
         encoding="utf-8",
     )
-    (place / "images.npz").write_bytes((folder / "images.npz").read_bytes())
-    words = ["evaluate", "--model", "größe ✓/nëtz.py:mäke", "--dataset", "npz:größe ✓/images.npz", "--attack", "fgsm"]
+    (place / "ok.npz").write_bytes((folder / "ok.npz").read_bytes())
+    words = ["evaluate", "--model", "größe ✓/nëtz.py:mäke", "--dataset", "npz:größe ✓/ok.npz", "--attack", "fgsm"]
     words += ["--leaderboard", "größe ✓/lb"]
     for command in (words, ["leaderboard", "show", "--leaderboard", "größe ✓/lb"]):
         said = subprocess.run(
-            [*PROGRAM, *command], cwd=folder, env=environment() | encoding, capture_output=True, check=False
+            [*PROGRAM, *command],
+            cwd=folder,
+            env={**environment(tmp_path), **encoding},
+            capture_output=True,
+            check=False,
         )
         assert said.returncode == 0, said.stderr.decode()
         said.stdout.decode(encoding["PYTHONIOENCODING"])
         assert b"fgsm" in said.stdout
 
 
-SWEEP = 'datasets = ["npz:images.npz"]\nmodels = ["nets.py:make"]\ndefenses = []\nattacks = ["fgsm"]\n[[threats]]\nnorm = "linf"\n'
+SWEEP = 'datasets = ["npz:ok.npz"]\nmodels = ["nets.py:make"]\ndefenses = []\nattacks = ["fgsm"]\n'
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_note_of_a_checkpoint_comes_with_the_model(tmp_path: Path) -> None:
 def test_two_networks_under_prefixes_are_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "two.pth"
     torch.save(state("student.") | state("teacher.", seed=2), file)
-    with pytest.raises(UserError, match=r"prefixes 'student\.' and 'teacher\.'; say which: --weights-prefix student\."):
+    with pytest.raises(UserError, match=r"prefixes 'student\.' and 'teacher\.'; say which: "):
         load_weights(net(), read_weights(file)[0], source=str(file))
     model = net()
     load_weights(model, read_weights(f"{file}:teacher.")[0], source=str(file))
@@ -109,7 +109,7 @@ def test_two_networks_under_prefixes_are_asked_for(tmp_path: Path) -> None:
 def test_several_state_dicts_are_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "gan.pth"
     torch.save({"generator": state(), "critic": state(seed=2)}, file)
-    with pytest.raises(UserError, match="holds tensors under generator, critic; say which: .*gan.pth:generator"):
+    with pytest.raises(UserError, match=r"holds tensors under generator, critic; say which: .*gan.pth:generator"):
         read_weights(file)
     assert torch.equal(read_weights(f"{file}:critic")[0]["1.weight"], state(seed=2)["1.weight"])
 
@@ -132,7 +132,7 @@ def test_normalisation_beside_the_weights_is_not_dropped() -> None:
     more = {"mu": torch.zeros(1, 1, 1, 1), "sigma": torch.ones(1, 1, 1, 1)}
     with pytest.raises(UserError, match="unexpected mu, sigma; these normalise the images"):
         load_weights(net(), state() | more, source="rice.pth")
-    with pytest.raises(UserError, match="normalise the images|unexpected"):
+    with pytest.raises(UserError, match="unexpected mu, sigma"):
         load_weights(net(), {f"module.{n}": t for n, t in (state() | more).items()}, source="rice.pth")
 
 
@@ -144,7 +144,7 @@ def test_normalisation_goes_into_a_model_that_has_it() -> None:
 
 
 def test_a_layer_too_many_is_not_dropped() -> None:
-    with pytest.raises(UserError, match="unexpected 9.weight"):
+    with pytest.raises(UserError, match=r"unexpected 9\.weight"):
         load_weights(net(), state("module.") | {"module.9.weight": torch.ones(2)}, source="x")
 
 

@@ -279,6 +279,11 @@ def _inside(output: Any, n: int, n_classes: int | None, argument: str) -> Found 
             f"model: expected logits of shape ({n}, {n_classes or 'K'}), one for each class, got {described(output)}: "
             f"one number for each image; give {argument} to read it as that of class 1 against class 0"
         )
+    if isinstance(output, Tensor) and not output.dtype.is_floating_point:
+        raise UserError(
+            f"model: expected logits in floating point, got {_short(output.dtype)} {tuple(output.shape)}; return what "
+            "the classes are chosen by (before argmax, or the real part)"
+        )
     found = find_logits(output, n=n, columns=n_classes)
     return None if found.logits is output else found
 

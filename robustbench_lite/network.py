@@ -16,7 +16,7 @@ from .convolution import FoldedConvolutions
 from .errors import UserError
 from .losses import reached, slope_of
 from .modes import deep_copy, evaluating
-from .registry import guard
+from .registry import guard, reason_of
 from .streams import Stream, drawing
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -310,7 +310,7 @@ class Network:
         return True
 
     def _not_lower(self, error: Exception) -> UserError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = reason_of(error)[:120] or type(error).__name__
         name = next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
         return UserError(f"precision: the network cannot be computed in {name} ({reason}); use float32")
 

@@ -89,7 +89,10 @@ def _entries(output: object) -> Iterator[tuple[str, str, Any]]:
     elif dataclasses.is_dataclass(output):
         yield from ((f".{f.name}", f.name, getattr(output, f.name)) for f in dataclasses.fields(output))
     else:
-        yield from ((f".{name}", name, value) for name, value in getattr(output, "__dict__", {}).items())
+        # Named ones first: they may be properties, or slots, of a class.
+        named = [name for name in NAMES if _is_tensor(getattr(output, name, None))]
+        others = [name for name in getattr(output, "__dict__", {}) if name not in named]
+        yield from ((f".{name}", name, getattr(output, name)) for name in (*named, *others))
 
 
 def _is_tensor(value: object) -> bool:

@@ -154,10 +154,16 @@ def source_hash(thing: Any) -> str | None:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: the first, but of the interpreter of TorchScript the last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1] if lines[0].startswith("The following operation failed in the TorchScript") else lines[0]
+
+
 def guard(what: str, error: Exception) -> PluginError:
     """The error for code from outside that raised: its own traceback, then our line."""
     own = "".join(traceback.format_exception(error)).rstrip()
-    plugin = PluginError(f"{what} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    plugin = PluginError(f"{what} raised {type(error).__name__}: {reason_of(error)}")
     plugin.add_note(own)
     plugin.__cause__ = error
     return plugin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,8 +85,7 @@ def test_imports_in_forward_stay_those_of_their_folder(tmp_path: Path) -> None:
 def test_an_installed_module_of_the_same_name_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "site" / "utils.py", "BIAS = 7\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    import utils
-
+    utils = importlib.import_module("utils")
     assert answer(load(f"{project(tmp_path / 'mine', 4.0)}:make")) == 4
     assert sys.modules["utils"] is utils and utils.BIAS == 7
 

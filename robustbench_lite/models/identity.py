@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,8 @@ def _constants(module: nn.Module) -> dict[str, Tensor]:
     """The tensors in the graph of a TorchScript network without parameters, as `torch.jit.freeze` makes it."""
     if not isinstance(module, torch.jit.ScriptModule) or next(module.parameters(), None) is not None:
         return {}
-    nodes = [n for n in module.graph.findAllNodes("prim::Constant") if "value" in n.attributeNames()]
+    graph: Any = module.graph
+    nodes = [n for n in graph.findAllNodes("prim::Constant") if "value" in n.attributeNames()]
     values = [n.t("value") for n in nodes if n.kindOf("value") == "t"]
     dense = [v.to_dense() if v.layout != torch.strided else v for v in values]
     return {f"constant {place}": value for place, value in enumerate(dense)}

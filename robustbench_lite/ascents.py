@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import UserError
 from .inside import network_inside
 from .losses import margin
 from .network import Network
@@ -135,8 +136,11 @@ def transferred(scene: Scene, own: nn.Module | None) -> tuple[str, Climbed] | No
     def gradient(x: Tensor) -> Tensor:
         return surrogate.gradient(x, left.noise, margin, left.y, left.targets)[0]
 
-    # A module that only calls another hides nothing.
-    differs = not torch.equal(gradient(left.x), scene.gradient(left.x))
+    try:
+        # A module that only calls another hides nothing.
+        differs = not torch.equal(gradient(left.x), scene.gradient(left.x))
+    except UserError:  # One that does not run alone, as in batches of one size, is no surrogate.
+        return None
     climbed = scene.climb(gradient=gradient) if differs else None
     if inside is own:
         network.forward_rows += surrogate.forward_rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,6 +15,7 @@ from .bounds_calls import cannot
 from .bounds_graph import Step, steps_of
 from .bounds_patch import patched, takes
 from .foreign import ask
+from .modes import deep_copy, evaluation_mode
 
 Method = Literal["interval", "crown"]
 
@@ -38,7 +38,7 @@ class Bounds:
     """
 
     def __init__(self, module: nn.Module, shape: Sequence[int], *, method: Method = "crown") -> None:
-        exact = copy.deepcopy(module).double().eval().requires_grad_(False)
+        exact = _exact(module)
         self.steps = steps_of(exact, shape)
         self.method = method
         self._check(exact, shape)
@@ -184,6 +184,19 @@ class Bounds:
         """How many images are bounded together."""
         widest = max(torch.Size(step.shape).numel() for step in self.steps)
         return max(1, min(64, _MEMORY // (widest * 16)))
+
+
+def _exact(module: nn.Module) -> nn.Module:
+    """A copy of the network in float64, in evaluation mode, that wants no gradients."""
+    try:
+        exact = deep_copy(module).double()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise cannot("the network", type(module).__name__, f"it cannot be copied in float64: {reason}") from error
+    evaluation_mode(exact)
+    for parameter in exact.parameters():
+        parameter.requires_grad_(False)
+    return exact
 
 
 def intervals(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from .bounds_calls import Call, cannot, normalized
 from .defense import Defended, InferenceDefense, see_through
 from .errors import UserError
 from .models.normalize import Normalize
+from .modes import evaluating
 
 _ROWS = 3  # of the image that is traced: a size of the batch that no layer has by itself
 
@@ -38,7 +38,11 @@ def steps_of(module: nn.Module, shape: Sequence[int]) -> list[Step]:
     The network is read in evaluation mode and left as it was found; operations hold its own weights, in its dtype.
     Raises UserError, in one line that names the layer and its type, for what cannot be bounded.
     """
-    with _evaluating(module):
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise cannot(
+            "the network", "TorchScript", "its layers cannot be followed; give the module that it was made from"
+        )
+    with evaluating(module):
         tracer = _Tracer()
         try:
             graph = tracer.trace(module)
@@ -80,18 +84,6 @@ def _in_the_way(module: nn.Module) -> InferenceDefense | None:
             return module.defense
         module = module.model
     return None
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Within: evaluation mode, with parameters that may still be learned from; then as it was found."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 class _Tracer(fx.Tracer):

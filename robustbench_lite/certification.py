@@ -19,7 +19,6 @@ from .certified import Certified
 from .certifier import Certifier, Problem, Prover
 from .checkpoint import Checkpoint
 from .defense import Defense, wrap_all
-from .errors import UserError
 from .network import Network, Noise, exact_float32, frozen, placed, seed_torch
 from .plan import check_images
 from .running import Interrupted
@@ -212,6 +211,7 @@ def certify(
     batch_size: int = 256,
     device: str | None = None,
     name: str | None = None,
+    binary: bool = False,
     leaderboard: str | Path | None = None,
 ) -> Certified:
     """Certified accuracy of `model` on images: a lower bound of its robust accuracy under any attack.
@@ -220,7 +220,7 @@ def certify(
     method: interval, crown or smoothing, `FILE.py:NAME`, or an instance of Certifier; method_options: its fields.
     norm, eps: the threat, eps in pixels of [0, 1]; default the method's first norm, with eps as `evaluate` has it.
     defenses: smoothing certifies one that votes over noisy copies, `RandomizedSmoothing(sigma=0.25)`.
-    leaderboard: folder that receives the certificate; None writes nothing.
+    binary: as for rbl.evaluate. leaderboard: folder that receives the certificate; None writes nothing.
 
     The model's mode, its parameters, the inputs and the global random state are left as they were found.
     Raises UserError for arguments that do not fit and for a layer that cannot be bounded, in one line.
@@ -230,14 +230,12 @@ def certify(
     >>> 0 <= c.certified_accuracy <= c.clean_accuracy <= 1
     True
     """
-    from .given import device_of, given_inputs, given_model
+    from .given import device_of, given_inputs
 
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
     certifier = make_certifier(method, method_options)
-    data = given_inputs(model, x, y, defenses)
+    given, data = given_inputs(model, x, y, defenses, name=name, binary=binary)
     plan = CertificationPlan(
-        model=given_model(model, name),
+        model=given,
         data=data,
         index=torch.arange(len(data)),
         certifier=certifier,

@@ -186,6 +186,15 @@ def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> l
     with torch.random.fork_rng(devices):
         seed_torch(_SEEDS[0], x.device)
         gradient, _ = network.gradient(x, noise, loss, y)
+    if network.detached:
+        return [
+            Finding(
+                "no gradient: the model cuts its answer off from its input (torch.no_grad, .detach, .numpy or a "
+                "quantised layer in forward), so gradient attacks see nothing; attack it by its scores "
+                "(--attack square), or put the cut into a defense with differentiable = False and a surrogate",
+                fatal=True,
+            )
+        ]
     zero = gradient.flatten(1).abs().amax(1) == 0
     if int(zero.sum()) * 2 >= len(x):
         return [

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .attack import Attack
 from .defense import Defense
-from .errors import UserError
 from .given import (
     device_of,
     given_fit_data,
     given_inputs,
-    given_model,
     given_surrogate,
     rounded_down,
 )
@@ -53,14 +51,15 @@ def evaluate(
     checks: bool = True,
     fit_data: tuple[Tensor, Tensor] | None = None,
     name: str | None = None,
+    binary: bool = False,
     leaderboard: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Robust accuracy of `model` on images under an attack, or several, with one row and the image of each sample.
 
-    model: pixels (N, C, H, W) in [0, 1] to logits (N, K). x: (N, C, H, W) float32 in [0, 1]. y: (N,) int64. Arrays of
-    numpy do as well as tensors; other forms are understood where they have one reading, with a warning
-    (`data.read_images`, `data.read_labels`).
+    model: pixels (N, C, H, W) in [0, 1] to logits (N, K), alone or in a tuple, dict or object. x: (N, C, H, W) float32
+    in [0, 1]. y: (N,) int64. Arrays of numpy do as well as tensors; other forms are understood where they have one
+    reading, with a warning (`data.read_images`, `data.read_labels`).
     attack: a name, `FILE.py:NAME`, or an instance of Attack; attack_options: its fields. `transfer:NAME` carries it
     out on `surrogates`, networks or `MODEL[=WEIGHTS]` by name, and judges where it ends on `model`. A list of attacks
     is the worst case over them: an image is robust only where it survives all (`Result.by_attack` has each); their
@@ -74,6 +73,7 @@ def evaluate(
     the verdict `unreliable`; False leaves them out.
     fit_data: images and labels, as x and y, that an attack (uap, ...) or a defense (knn, ...) learns from which learns;
     they should be others than x. None: for an attack x itself, up to 512 of them, and the record says so.
+    binary: the model gives one number for each image, (N, 1) or (N,): the logit or the probability of class 1.
     leaderboard: folder that receives the run file; None writes nothing.
 
     A minimal attack (deepfool, ...) yields the nearest adversarial image; `success` says whether it is within eps.
@@ -87,16 +87,14 @@ def evaluate(
     >>> 0 <= r.robust_accuracy <= r.clean_accuracy <= 1
     True
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module")
-    if model.training:
+    if getattr(model, "training", False) and not isinstance(model, fx.GraphModule):
         warnings.warn("model is in training mode; it is evaluated in evaluation mode and then put back", stacklevel=2)
     each = rounded_down(eps) if isinstance(eps, Tensor) and eps.ndim else None
-    data = given_inputs(model, x, y, defenses, each)
+    given, data = given_inputs(model, x, y, defenses, each, name=name, binary=binary)
     learn_from = None if fit_data is None else given_fit_data(*fit_data)
     threat = make_threat(norm, float(each.max()) if each is not None else eps, attack)  # type: ignore[arg-type]
     plan = Plan(
-        model=given_model(model, name),
+        model=given,
         data=data,
         index=torch.arange(len(data)),
         attack=make_attack(
@@ -104,7 +102,7 @@ def evaluate(
             attack_options,
             threat,
             resolve=each is None,
-            surrogates=[given_surrogate(given, data) for given in surrogates],
+            surrogates=[given_surrogate(one, data) for one in surrogates],
         ),
         attack_options=dict(attack_options or {}),
         threat=threat,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .adapter import Ready, adapt
 from .data import Dataset, from_arrays
 from .data.checks import read_images, read_labels
 from .data.dataset import as_pixels
@@ -27,21 +29,48 @@ if TYPE_CHECKING:
     from .models import LoadedModel
 
 
-def given_model(model: nn.Module, name: str | None = None) -> LoadedModel:
-    """A network of the caller's as what a run takes."""
+_IMAGES = 64  # by which a network is tried
+
+
+def given_model(
+    model: nn.Module,
+    name: str | None = None,
+    *,
+    x: Tensor | None = None,
+    defenses: Sequence[Defense] = (),
+    n_classes: int | None = None,
+    binary: bool = False,
+    argument: str = "model",
+) -> LoadedModel:
+    """A network of the caller's as what a run takes.
+
+    x: images (N, C, H, W) by which it is tried, and defenses before it; None: it is taken as it is. n_classes: how
+    many logits it has; None: not known. binary: it is a binary head. argument: how the caller names it in an error.
+
+    Raises UserError for what is no network, for no images, and for a network that cannot be evaluated.
+    """
     from .models import LoadedModel
     from .models.identity import state_sha256
     from .models.normalize import preprocessing_of
 
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"{argument}: expected a torch.nn.Module, got {type(model).__name__}; put a function into a module"
+        )
+    ready = Ready(model)
+    if x is not None:
+        with _asking(model) as device:
+            ready = adapt(model, _as_seen(x, defenses).to(device), n_classes=n_classes, binary=binary)
     return LoadedModel(
-        module=model,
+        module=ready.module,
         name=name or type(model).__name__,
         sha256=state_sha256(model),
         parameters=sum(p.numel() for p in model.parameters()),
-        preprocessing=preprocessing_of(model),
+        preprocessing=preprocessing_of(model) | ({"adapted": [*ready.notes]} if ready.notes else {}),
         weights="given",
         recipe=None,
         source_sha256=_own_source(model),
+        notes=ready.notes,
     )
 
 
@@ -50,7 +79,8 @@ def given_surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
     from .models import load_model
 
     if isinstance(given, nn.Module):
-        return Surrogate.of(given_model(given))
+        few = data.images(torch.arange(min(2, len(data))))
+        return Surrogate.of(given_model(given, x=few, n_classes=len(data.classes), argument="surrogates"))
     if not isinstance(given, str):
         raise UserError(f"surrogates: expected networks or names, got {type(given).__name__}")
     spec, _, weights = given.partition("=")
@@ -58,11 +88,19 @@ def given_surrogate(given: nn.Module | str, data: Dataset) -> Surrogate:
 
 
 def given_inputs(
-    model: nn.Module, x: Any, y: Any, defenses: Sequence[Defense] = (), eps: Tensor | None = None
-) -> Dataset:
-    """The images and labels of a call as a data set, of as many classes as the network has logits.
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    defenses: Sequence[Defense] = (),
+    eps: Tensor | None = None,
+    *,
+    name: str | None = None,
+    binary: bool = False,
+) -> tuple[LoadedModel, Dataset]:
+    """The network of a call, and its images and labels as a data set of as many classes as the network has logits.
 
-    What had to be understood (`read_images`, `read_labels`) is issued as a warning. UserError for what cannot be.
+    What had to be understood (`read_images`, `read_labels`, `adapter.adapt`) is issued as a warning. UserError for
+    what cannot be.
     """
     if not isinstance(x, Tensor | np.ndarray):
         raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
@@ -70,10 +108,12 @@ def given_inputs(
     images, notes = read_images("x", _own(x), count=count)
     if images.dtype == torch.uint8 and not notes:
         notes = ("uint8 images are divided by 255",)
-    data = given_data(images, _own(y), count_classes(model, images, defenses), eps)
-    for note in (*(f"x: {note}" for note in notes), *(f"y: {note}" for note in data.reading.notes)):
+    given = given_model(model, name, x=images, defenses=defenses, binary=binary)
+    data = given_data(images, _own(y), count_classes(given.module, images, defenses), eps)
+    every = (f"model: {note}" for note in given.notes), (f"x: {note}" for note in notes)
+    for note in (*every[0], *every[1], *(f"y: {note}" for note in data.reading.notes)):
         warnings.warn(note, stacklevel=3)
-    return data
+    return given, data
 
 
 def _own(values: Any) -> Any:
@@ -82,22 +122,34 @@ def _own(values: Any) -> Any:
 
 
 def count_classes(model: nn.Module, x: Tensor, defenses: Sequence[Defense] = ()) -> int:
-    """How many logits the network has for the first of these images (N, C, H, W), as it sees it."""
+    """How many logits the network has for the first image, as it sees it. UserError where x is no image at all."""
+    with _asking(model) as device, frozen(model):
+        first = _as_seen(x[:1] if isinstance(x, Tensor) and x.ndim == 4 else x, defenses).to(device)
+        row = torch.zeros(1, dtype=torch.int64, device=device)
+        return Network(model, device=device).logits(first, Noise(Stream(row), row)).shape[1]
+
+
+@contextlib.contextmanager
+def _asking(model: nn.Module) -> Iterator[torch.device]:
+    """Context manager: no gradients, and the random state is left as it was found; the device of the network."""
     device = torch.device(device_of(model))
-    with (
-        torch.inference_mode(False),
-        frozen(model),
-        torch.no_grad(),
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-    ):
-        first = as_pixels(x[:1])
-        for defense in defenses:
-            shape = (first.shape[1], first.shape[2], first.shape[3])
-            if isinstance(defense, InferenceDefense) and defense.seen_shape(shape) != shape:
-                first = defense.transform(first.clone())
-        first = first.to(device)
-        row = torch.zeros(1, dtype=torch.int64, device=first.device)
-        return Network(model, device=first.device).logits(first, Noise(Stream(row), row)).shape[1]
+    devices = [device] if device.type == "cuda" else []
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices):
+        yield device
+
+
+def _as_seen(x: Tensor, defenses: Sequence[Defense]) -> Tensor:
+    """The first images, as a network behind the defenses sees them. UserError where x is no image at all."""
+    if not isinstance(x, Tensor):
+        raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
+    if x.ndim != 4 or not len(x):
+        raise UserError(f"x: expected at least one image (N, C, H, W), got {tuple(x.shape)}")
+    seen = as_pixels(x[:_IMAGES])
+    for defense in defenses:
+        shape = (seen.shape[1], seen.shape[2], seen.shape[3])
+        if isinstance(defense, InferenceDefense) and defense.seen_shape(shape) != shape:
+            seen = defense.transform(seen.clone())
+    return seen
 
 
 def rounded_down(eps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .foreign import ask
+from .modes import parts_with_hooks
 
 
 def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
@@ -27,7 +28,7 @@ def network_inside(model: nn.Module, x: Tensor) -> tuple[str, nn.Module] | None:
 
         return hook
 
-    for name, module in model.named_modules():
+    for name, module in parts_with_hooks(model):
         if name:
             handles.append(module.register_forward_hook(look(name)))
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .outputs import find_logits
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,30 @@ class Batches:
     def shuffled(self, generator: torch.Generator) -> Tensor:
         """An epoch's index in a new order."""
         return self.index[torch.randperm(len(self.index), generator=generator)[: self.used]]
+
+
+@contextlib.contextmanager
+def plain_answers(model: nn.Module, classes: int) -> Iterator[None]:
+    """Context manager: what the network returns is its logits (n, K), also where it is a tuple or a dict of them.
+
+    Some networks return further heads only while they are trained (Inception, GoogLeNet): the loss is of the logits.
+    Raises UserError for a TorchScript network, whose parts take no hooks and which is made for inference.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserError("--model: a TorchScript network cannot be trained; give the module that it was made from")
+
+    def read(_model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
+            return None
+        n = len(args[0]) if args and isinstance(args[0], Tensor) else None
+        # A defense may let the network reject images, or have it give what are no logits of the classes.
+        return output if isinstance(output, Tensor) else find_logits(output, n=n, columns=classes).logits
+
+    handle = model.register_forward_hook(read)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Watch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from .convolution import FoldedConvolutions
 from .errors import UserError
 from .foreign import ask, isolated, lent_parts
 from .losses import reached, slope_of
-from .registry import guard
+from .modes import deep_copy, evaluating
+from .registry import guard, reason_of
 from .rows import copied
 from .streams import Stream, drawing
 
@@ -86,17 +86,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
 
     Afterwards everything is as it was found.
     """
-    modes = [(module, module.training) for module in model.modules()]
     wants = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    for parameter, _ in wants:
-        parameter.requires_grad_(False)
     try:
-        with isolated(*lent_parts(model)):
+        with evaluating(model), isolated(*lent_parts(model)):
+            for parameter, _ in wants:
+                parameter.requires_grad_(False)
             yield model
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, requires_grad in wants:
             parameter.requires_grad_(requires_grad)
 
@@ -124,6 +120,7 @@ class Network:
     hard_votes: where several draws are asked for by number, which is what verdicts do, each has one vote: in the place
     of mean logits come the classes' shares of the votes.
     forward_rows, backward_rows: images that went through the model so far, padding of blocks included.
+    detached: the last gradient that was asked for was cut off from the images inside the model (`torch.no_grad`).
 
     n_classes: K; None: that of the first answer.
     rejects: the model answers with K + 1 numbers, of which the last one wins where it turns the image away. Whoever
@@ -159,13 +156,14 @@ class Network:
         self.low_model = None
         if precision != "float32":
             # Channels last is what kernels in half precision are written for.
-            self.low_model = copy.deepcopy(model).to(self.dtype).to(memory_format=torch.channels_last)
+            self.low_model = self._lower(model, torch.channels_last)
         self.eot = eot
         self.block = block
         self.max_batch = max_batch
         self.forward_rows = 0
         self.backward_rows = 0
         self.probabilities: bool | None = None
+        self.detached = False
 
     def logits(
         self, x: Tensor, noise: Noise, *, low: bool = False, draws: int | None = None, y: Tensor | None = None
@@ -242,6 +240,7 @@ class Network:
                         value = value.sum()
                 detached = logits.detach()
                 self.backward_rows += len(part) * (several or 1)
+                self.detached = not logits.requires_grad
                 if several:
                     gradient = _input_gradients(value, part)
                 else:
@@ -266,6 +265,7 @@ class Network:
         model = self.low_model if lower and self.low_model is not None else self.model
         # A model that makes float32 of what it is given (x.float(), a table of its own) goes on in lower precision.
         shorter = torch.autocast(x.device.type, self.dtype) if lower else contextlib.nullcontext()
+        again = False
         with drawing(noise.stream, noise.draw, f"network {draw}"), shorter:
             try:
                 logits = ask(model, x, dtype=self.dtype if lower else None)
@@ -276,7 +276,12 @@ class Network:
                     f"batch_size: out of memory on {self.device} at {len(x)} images; give a smaller --batch-size"
                 ) from error
             except Exception as error:
-                raise guard(f"model: the network, given images of shape {tuple(x.shape)},", error) from error
+                again = self._without_channels_last(error) if lower else False
+                if not again:
+                    raise guard(f"model: the network, given images of shape {tuple(x.shape)},", error) from error
+        if again:
+            self.forward_rows -= len(x)
+            return self._forward(x, noise, draw, low)
         if self.n_classes is None and isinstance(logits, Tensor) and logits.ndim == 2:
             self.n_classes = logits.shape[1] - self.rejects
         columns = None if self.n_classes is None else self.n_classes + self.rejects
@@ -285,8 +290,8 @@ class Network:
             also = " and one for rejection" if self.rejects else ""
             raise UserError(
                 f"model: expected logits of shape ({len(x)}, {columns or 'K'}), one for each class{also}, got {came}; "
-                "give a network made for the classes of the data, or name its classes in order (--class-names; in an npz "
-                "file classes or n_classes)"
+                "give a network made for the classes of the data, or name its classes in order (--class-names; in an "
+                "npz file classes or n_classes)"
             )
         logits = logits.float()
         # One sum sees whether any number is not finite; as a number it is tested faster than as a tensor.
@@ -300,6 +305,30 @@ class Network:
         if self.probabilities is None and len(logits):
             self.probabilities = _are_shares(logits.detach())
         return logits.clamp_min(torch.finfo(torch.float32).tiny).log() if self.probabilities else logits
+
+    def _lower(self, model: nn.Module, layout: torch.memory_format) -> nn.Module:
+        """A copy of the network in lower precision."""
+        try:
+            copied = deep_copy(model).to(self.dtype).to(memory_format=layout)
+        except Exception as error:
+            raise self._not_lower(error) from error
+        self._layout = layout
+        return copied
+
+    def _without_channels_last(self, error: Exception) -> bool:
+        """Whether the copy in lower precision, which raised, is to be asked again: with ordinary strides.
+
+        `x.view` in a network counts on these.
+        """
+        if self._layout is not torch.channels_last:
+            raise self._not_lower(error) from error
+        self.low_model = self._lower(self.model, torch.contiguous_format)
+        return True
+
+    def _not_lower(self, error: Exception) -> UserError:
+        reason = reason_of(error)[:120] or type(error).__name__
+        name = next(name for name, dtype in PRECISIONS.items() if dtype is self.dtype)
+        return UserError(f"precision: the network cannot be computed in {name} ({reason}); use float32")
 
     @staticmethod
     def _blame(x: Tensor, logits: Tensor) -> None:
@@ -398,7 +427,15 @@ def _input_gradient(value: Tensor, x: Tensor, slope: Tensor | None = None, *, ke
     """
     if not value.requires_grad:
         return torch.zeros_like(x)
-    gradient = cast("Tensor | None", torch.autograd.grad(value, x, slope, retain_graph=keep, allow_unused=True)[0])
+    try:
+        found = torch.autograd.grad(value, x, slope, retain_graph=keep, allow_unused=True)[0]
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"batch_size: out of memory on {x.device} at {len(x)} images; give a smaller --batch-size"
+        ) from error
+    except Exception as error:
+        raise guard(f"model: the network's gradient, for images of shape {tuple(x.shape)},", error) from error
+    gradient = cast("Tensor | None", found)
     if gradient is None:
         return torch.zeros_like(x)
     # A copy: the model's backward pass may keep what it returned, or have one number stand for all pixels.

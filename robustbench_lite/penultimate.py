@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .foreign import ask
+from .modes import parts_with_hooks
 from .network import frozen
 
 ARGUMENT = "--model"
@@ -26,7 +27,7 @@ def last_linear(model: nn.Module, x: Tensor) -> nn.Linear:
         assert isinstance(module, nn.Linear)
         calls.append((module, args[0]))
 
-    handles = [module.register_forward_hook(look) for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [part.register_forward_hook(look) for _, part in parts_with_hooks(model) if isinstance(part, nn.Linear)]
     try:
         with frozen(model), torch.no_grad():
             logits = ask(model, x)

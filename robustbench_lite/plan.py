@@ -20,7 +20,6 @@ from .fitting import FIT_SAMPLES, FitData, check_fit_target, needs_fit
 from .network import PRECISIONS, Network, usable_device
 from .options import parse_number
 from .portfolio import Portfolio
-from .registry import load
 from .surrogate import PREFIX, Transfer
 from .targets import check_target
 from .threat import Threat

@@ -76,6 +76,7 @@ def prepare_model(
     recipe: Mapping[str, Any] | None = None,
     retrain: bool = False,
     unlabeled: str | None = None,
+    binary: bool = False,
     may_train: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
@@ -85,7 +86,7 @@ def prepare_model(
     """The network that `spec` names for this data set, with its weights, trained where it has none.
 
     recipe: parts of the `Recipe` by name, as text or values; what is left open the defenses state.
-    unlabeled: a data set whose training images join without their labels.
+    unlabeled: a data set whose training images join without their labels. binary: as for `load_model`.
     may_train: where not, Untrained is raised for a network that would have to be trained.
     retrain: train also a factory's network, and one with weights, from where it stands; a train-time
     defense does so in any case. A network that was trained before for the same data set by the same
@@ -164,10 +165,24 @@ def prepare_model(
         retrain=retrain and ready,
         seed=whole.seed,
         normalize=normalize,
+        binary=binary,
+        images=_few(data, shape) if _is_factory(spec) else None,
     )
+    if note and main_process():
+        for text in loaded.notes:
+            note(f"{loaded.name}: {text}")
     if note and train_set is None and (advice := missing_normalization(spec, weights, loaded.module)):
         note(f"warning: {advice}")
     return loaded
+
+
+def _few(data: Dataset, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Some images, by which a network is tried; None where it sees others in their place."""
+    import torch
+
+    if tuple(data.shape) != tuple(shape):
+        return None
+    return data.images(torch.linspace(0, len(data) - 1, min(64, len(data))).long())
 
 
 def _told(described: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -182,10 +197,10 @@ def _trained_with(weights: str, part: str = "defenses") -> list[tuple[str, dict[
     from .errors import RblError
     from .models.weights import read_weights
 
-    if not weights.endswith(".safetensors"):
+    if ".safetensors" not in weights:
         return []
     try:
-        said = read_weights(Path(weights).expanduser())[1]
+        said = read_weights(weights)[1]
     except RblError:
         return []  # what is wrong with the file is told where it is loaded
     return [_told(described) for described in (said.get("recipe") or {}).get(part, [])]

@@ -12,9 +12,11 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from .errors import PluginError, UserError, unknown_name
+from .importing import home_of, load_file, working_folder
 
 PACKAGES = {
     "attacks": "robustbench_lite.attacks",
@@ -46,6 +49,10 @@ class Entry:
         """Import the thing. What its own code raises surfaces as the cause of a PluginError."""
         module, _, attribute = self.target.rpartition(":")
         return _attribute(_import(module), attribute, self.target)
+
+    def importing(self) -> AbstractContextManager[None]:
+        """Context manager: code of the thing finds the modules that lie beside it."""
+        return home_of(self.target.rpartition(":")[0])
 
 
 @functools.cache
@@ -124,9 +131,11 @@ def find(kind: str, spec: str, *, argument: str | None = None) -> Entry:
 def _module_exists(module: str) -> bool:
     if not all(part.isidentifier() for part in module.split(".")):
         return False
+    if working_folder(module) is not None:
+        return True
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
+    except (ImportError, ValueError):
         return False
 
 
@@ -137,54 +146,64 @@ def load(kind: str, spec: str, *, argument: str | None = None) -> Any:
 
 def source_hash(thing: Any) -> str | None:
     """SHA-256 of the file that defines a class or function; None where there is no file."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
     file = getattr(sys.modules.get(getattr(thing, "__module__", "")), "__file__", None)
     if file is None or not Path(file).is_file():
         return None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line: the first, but of the interpreter of TorchScript the last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return lines[-1] if lines[0].startswith("The following operation failed in the TorchScript") else lines[0]
+
+
 def guard(what: str, error: Exception) -> PluginError:
     """The error for code from outside that raised: its own traceback, then our line."""
     own = "".join(traceback.format_exception(error)).rstrip()
-    plugin = PluginError(f"{what} raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    plugin = PluginError(f"{what} raised {type(error).__name__}: {reason_of(error)}")
     plugin.add_note(own)
     plugin.__cause__ = error
     return plugin
 
 
 def _import(module: str) -> ModuleType:
-    if not module.endswith(".py"):
-        try:
+    what = f"importing {Path(module).name if module.endswith('.py') else module}"
+    try:
+        if module.endswith(".py"):
+            return _import_file(Path(module))
+        with home_of(module):
             return importlib.import_module(module)
-        except UserError:
+    except UserError:
+        raise
+    except SystemExit as error:
+        raise ended(what, error) from error
+    except Exception as error:
+        if module.startswith("robustbench_lite."):
             raise
-        except Exception as error:
-            if module.startswith("robustbench_lite."):
-                raise
-            raise guard(f"importing {module}", error) from error
-    path = Path(module)
+        raise guard(what, error) from error
+
+
+def _import_file(path: Path) -> ModuleType:
     # The name must be the same in every process (workers unpickle by it) and never that of a real module.
-    name = f"_rbl_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"_rbl_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
     if name in sys.modules and getattr(sys.modules[name], "__rbl_hash__", None) == _file_hash(path):
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
+    loaded = load_file(path, name)
     loaded.__dict__["__rbl_hash__"] = _file_hash(path)
-    sys.modules[name] = loaded
-    # A plug-in may import what lies beside it, as a script would.
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(loaded)
-    except UserError:
-        sys.modules.pop(name, None)
-        raise
-    except Exception as error:
-        sys.modules.pop(name, None)
-        raise guard(f"importing {path.name}", error) from error
-    finally:
-        sys.path.remove(str(path.parent))
     return loaded
+
+
+def ended(what: str, error: SystemExit) -> PluginError:
+    """The error for code from outside that would have ended the program, such as a script's own main part."""
+    plugin = PluginError(
+        f"{what} ended the program (SystemExit: {error.code}); what a script does by itself belongs under "
+        'if __name__ == "__main__"'
+    )
+    plugin.__cause__ = error
+    return plugin
 
 
 def _file_hash(path: Path) -> str:

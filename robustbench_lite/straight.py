@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .foreign import ask
+from .modes import parts_with_hooks
 
 _STEPS: dict[Any, str] = {
     function: name
@@ -64,7 +65,7 @@ def blocked(model: nn.Module, x: Tensor) -> list[str]:
 
         return hook
 
-    for name, module in model.named_modules():
+    for name, module in parts_with_hooks(model):
         if name:
             handles.append(module.register_forward_hook(look(name)))
     try:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adapter import Adapted, adapt
 from .augment import augment
 from .convolution import FoldedConvolutions
 from .decided import describe
@@ -20,8 +21,9 @@ from .defense import Loss, TrainingDefense
 from .errors import RblError, UserError
 from .foreign import ask, isolated
 from .history import History
-from .loop import Batches, Loop, TrainingProgress, Watch, copied, running_average
+from .loop import Batches, Loop, TrainingProgress, Watch, copied, plain_answers, running_average
 from .models.seeding import seeded
+from .modes import evaluation_mode
 from .network import PRECISIONS, frozen
 from .processes import Processes, alone
 from .recipe import Recipe, make_optimizer, set_lr
@@ -110,7 +112,7 @@ class Trainer:
         passes = max((defense.passes for defense in self.defenses), default=1)
         if passes > 1 and recipe.accumulate > 1:
             raise UserError(f"accumulate must be 1 for a defense that learns {passes} times from each batch")
-        model.to(self.device).train()
+        _training_mode(model.to(self.device))
         stage, self._fits = self._fits, self._fits + 1
         validation = Validation.of(data, recipe, self.threat)
         index = torch.arange(len(data)) if validation is None else validation.rest(len(data))
@@ -126,7 +128,13 @@ class Trainer:
         )
         whole = stacked(self.defenses, loss or self._plain, self)
         try:
-            with torch.enable_grad(), seeded(recipe.seed, device=self.device), isolated(model), Watch(model) as watch:
+            with (
+                torch.enable_grad(),
+                seeded(recipe.seed, device=self.device),
+                isolated(model),
+                plain_answers(model, self.classes),
+                Watch(model) as watch,
+            ):
                 if self._checkpoint is not None and self._checkpoint.restore(stage, loop, self):
                     return model
                 while loop.epoch < loop.epochs:
@@ -156,7 +164,7 @@ class Trainer:
                 if self._checkpoint is not None:
                     self._checkpoint.store(stage, loop, self, self._processes, over=True)
         finally:
-            model.eval()
+            evaluation_mode(model)
         return model
 
     def perturb(
@@ -252,7 +260,7 @@ class Trainer:
         loop.model.train()  # what made adversarial images may have left it otherwise
         precision = self.recipe.precision
         shorter = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "float32")
-        with shorter:
+        with shorter, _blaming():
             value = loss(loop.model, x.clone(), y.clone())
         number = float(value.detach())
         if not math.isfinite(number):
@@ -262,7 +270,8 @@ class Trainer:
             )
         if not loop.accumulated:
             loop.optimizer.zero_grad(set_to_none=True)
-        loop.scaler.scale(value if together == 1 else value / together).backward()  # type: ignore[no-untyped-call]
+        with _blaming():
+            loop.scaler.scale(value if together == 1 else value / together).backward()  # type: ignore[no-untyped-call]
         for undo in self._after_backward:
             undo()
         loop.accumulated += 1
@@ -298,6 +307,29 @@ class Trainer:
         self._processes.same(loop.model)
 
 
+def _training_mode(model: nn.Module) -> None:
+    try:
+        model.train()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--model: the network cannot be put into training mode ({reason}); give the module that it was made from"
+        ) from error
+
+
+@contextlib.contextmanager
+def _blaming() -> Iterator[None]:
+    """Context manager: what the network or a loss raises is the user's, in one line."""
+    try:
+        yield
+    except RblError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError("--batch-size: out of memory in the training; give a smaller one") from error
+    except Exception as error:
+        raise guard("--model: a step of its training", error) from error
+
+
 def hard(y: Tensor) -> Tensor:
     """Labels (n,) int64 of labels, or of shares of classes (n, K)."""
     return y.argmax(1) if y.ndim == 2 else y
@@ -315,12 +347,14 @@ def train_model(
     checkpoint: Path | str | None = None,
     history: History | None = None,
     unlabeled: Dataset | None = None,
+    binary: bool = False,
 ) -> nn.Module:
     """Train `model` on `data`: plainly, or by train-time defenses, whose losses stand one on another.
 
     A defense with a `fit` of its own is asked for it; of several such, in the order given.
     checkpoint: a file in which the training is kept while it is under way; the same call goes on with it, and it is
     removed at the end. history: receives a row for each epoch. unlabeled: images for defenses that need no label.
+    binary: the model gives one number for each image, the logit or the probability of class 1.
     Under `torchrun` each process learns from its part of every batch, and all return the same network.
 
     Returns the network in evaluation mode, `model` itself unless a defense made another. The global
@@ -328,6 +362,11 @@ def train_model(
     training, PluginError for a defense that raises.
     """
     check_losses(defenses)
+    if binary:
+        few = data.images(torch.arange(min(64, len(data))))
+        first = next(model.parameters(), torch.empty(0))
+        with torch.random.fork_rng():
+            model = adapt(model, few.to(first.device), n_classes=len(data.classes), binary=True).module
     processes = Processes.of_torchrun(device)
     kept = None
     if checkpoint is not None:
@@ -362,4 +401,5 @@ def train_model(
             model = fitted
     if kept is not None:
         kept.remove(processes)
-    return model.eval()
+    evaluation_mode(model)
+    return model.network if binary and isinstance(model, Adapted) else model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .attack import Attack
 from .errors import RecordError, UserError
 from .files import check_output, write_whole
-from .given import device_of, given_fit_data, given_inputs, given_model
+from .given import device_of, given_fit_data, given_inputs
 from .plan import default_norm, make_threat
 from .records.summary import wilson
 from .transfer_plan import TransferPlan, check_names
@@ -149,13 +149,14 @@ def transfer_matrix(
     device: str | None = None,
     deterministic: bool = False,
     fit_data: tuple[Tensor, Tensor] | None = None,
+    binary: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> TransferMatrix:
     """Which networks are fooled by the adversarial images of which others (Papernot et al. 2016, arXiv:1605.07277).
 
     models: networks by name, pixels (N, C, H, W) in [0, 1] to logits (N, K), of one K. x: (N, C, H, W) float32 in
     [0, 1]. y: (N,) int64. attack: one of fixed eps within a norm; every step is taken. norm, eps, attack_options,
-    seed, deterministic, fit_data: as for rbl.evaluate. device: default that of the first network.
+    seed, deterministic, fit_data, binary: as for rbl.evaluate. device: default that of the first network.
 
     Which images count: in cell (A, B) those that A and B both get right as they are; the cell is the share of them
     whose image by A makes B wrong. With several restarts one image that fools is enough. On the same images it is the
@@ -178,9 +179,13 @@ def transfer_matrix(
         if not isinstance(model, nn.Module):
             raise UserError(f"models: expected a torch.nn.Module for {name}, got {type(model).__name__}")
     first = next(iter(models.values()))
-    data = given_inputs(first, x, y)
+    given, data = {}, None
+    for name, model in models.items():
+        given[name], read = given_inputs(model, x, y, name=name, binary=binary)
+        data = data or read
+    assert data is not None
     plan = TransferPlan(
-        models={name: given_model(model, name) for name, model in models.items()},
+        models=given,
         data=data,
         index=torch.arange(len(data)),
         attack=attack,

@@ -284,7 +284,8 @@ def test_a_broken_plug_in_hides_no_other(site: Path, capsys: pytest.CaptureFixtu
     broken = {name: record["broken"] for (name, origin), record in records.items() if origin == "rbl-bad 0.3"}
     assert broken == {
         "raises": "importing rbl_test_raises raised RuntimeError: no licence",
-        "exits": "SystemExit: goodbye",
+        "exits": "importing rbl_test_exits ended the program (SystemExit: goodbye); what a script does by itself "
+        'belongs under if __name__ == "__main__"',
         "missing": broken["missing"],
         "number": "it is no subclass of robustbench_lite.InferenceDefense or robustbench_lite.TrainingDefense",
         "bit-depth": "the built-in bit-depth has the same name and is taken instead",

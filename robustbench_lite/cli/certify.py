@@ -54,6 +54,8 @@ def certify(
     weights: o.Weights = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    weights_prefix: o.WeightsPrefix = None,
+    binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -92,6 +94,7 @@ def certify(
     options = o.merged("--method-option", method_option, {"n0": n0, "n": n, "alpha": alpha})
     certifier = make_certifier(method, options)
     threat = certificate_threat(norm, eps, certifier)
+    weights = o.with_prefix(weights, weights_prefix)
     o.check_model_name(model)
     normalize = o.normalization(mean, std)
     defenses = make_defenses(defense or [], defense_option or [])
@@ -113,6 +116,7 @@ def certify(
             request,
             data,
             weights=weights,
+            binary=binary,
             defenses=defenses,
             recipe=recipe,
             device=device,

@@ -44,6 +44,8 @@ def evaluate(
     weights: o.Weights = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    weights_prefix: o.WeightsPrefix = None,
+    binary: o.Binary = False,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,6 +163,7 @@ def evaluate(
         attack_option,
         {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": loss},
     )
+    weights = o.with_prefix(weights, weights_prefix)
     o.check_model_name(model)
     normalize = o.normalization(mean, std)
     for spec in surrogate or []:
@@ -195,14 +198,20 @@ def evaluate(
     settings["checks"] = checks
 
     def prepared(
-        spec: str, weights: str | None, defenses: Sequence[Defense] = (), normalize: Normalization | None = None
+        spec: str,
+        weights: str | None,
+        defenses: Sequence[Defense] = (),
+        normalize: Normalization | None = None,
+        *,
+        binary: bool = False,
     ) -> LoadedModel:
         with training_bar(f"training {spec}") as bar:
             recipe = {} if epochs is None else {"epochs": epochs}
             given: dict[str, Any] = {"weights": weights, "defenses": defenses, "recipe": recipe, "device": device}
-            return prepare_model(spec, request, data, **given, progress=bar, note=note, normalize=normalize)
+            given |= {"binary": binary, "normalize": normalize}
+            return prepare_model(spec, request, data, **given, progress=bar, note=note)
 
-    network = prepared(model, weights, defenses, normalize)
+    network = prepared(model, weights, defenses, normalize, binary=binary)
     if surrogate:
         with o.naming("--surrogate"):
             loaded = [Surrogate.of(prepared(name, file)) for name, file in named]

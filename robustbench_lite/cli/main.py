@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import sys
@@ -14,6 +13,7 @@ import typer
 
 from ..errors import PluginError, RblError
 from . import (
+    answers,
     certify,
     curve,
     doctor,
@@ -78,14 +78,18 @@ def _main(
 
 def run() -> None:
     """Run the command line and exit: 0, 2 for what the user can mend, 1 for our fault, 130 for Ctrl-C."""
+    answers.speak_utf8()
     prepare_process()
+    answers.take_any_text()
+    answers.keep_stdout()
     sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; the exit status, errors told on stderr."""
     try:
-        code = app(arguments, prog_name="rbl", standalone_mode=False)
+        with answers.alone(arguments):
+            code = app(arguments, prog_name="rbl", standalone_mode=False)
         sys.stdout.flush()
     except RblError as error:
         return _tell(error, arguments)
@@ -124,8 +128,7 @@ def _left(error: SystemExit) -> int:
     """Nothing of ours raises SystemExit: a library does where the reader has gone (`| head`), or it is a plug-in's."""
     if isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE:
         # What the reader wanted it has; the rest goes nowhere, quietly.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        answers.drop()
         return 0
     told = (
         f"code from outside ended the program (SystemExit: {error.code}); what a script does by itself "

@@ -28,6 +28,17 @@ def merged(argument: str, given: list[str] | None, named: Mapping[str, Any]) -> 
     return options
 
 
+def with_prefix(weights: str | None, prefix: str | None) -> str | None:
+    """`--weights` and `--weights-prefix` as one, `FILE:PREFIX.`; UserError for a prefix without a file."""
+    from ..errors import UserError
+
+    if prefix is None:
+        return weights
+    if weights in (None, "pretrained"):
+        raise UserError("--weights-prefix: it is of names in a file; give one with --weights FILE")
+    return f"{weights}:{prefix.rstrip('.')}."
+
+
 @contextlib.contextmanager
 def naming(argument: str) -> Iterator[None]:
     """Within: an error about a network names `argument` in place of --model."""
@@ -77,7 +88,7 @@ Model = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="A file (.safetensors, .pt, .pth, .th), or 'pretrained' for the library's own; "
+        help="FILE or FILE:KEY (.safetensors, .pt, .pth, .th, .ckpt), or 'pretrained' for the library's own; "
         "nothing: trained once for the data set and kept in the cache.",
         rich_help_panel="Model",
     ),
@@ -93,6 +104,18 @@ Mean = Annotated[
 Std = Annotated[
     str | None,
     typer.Option(help="Standard deviation, as --mean; default that of the name.", rich_help_panel="Model"),
+]
+WeightsPrefix = Annotated[
+    str | None,
+    typer.Option(help="Take the tensors whose names begin so, as model. does, without it.", rich_help_panel="Model"),
+]
+Binary = Annotated[
+    bool,
+    typer.Option(
+        "--binary",
+        help="The network gives one number for each image: the logit or the probability of class 1.",
+        rich_help_panel="Model",
+    ),
 ]
 Defenses = Annotated[
     list[str] | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -132,4 +131,8 @@ def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     import json
 
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    from . import answers
+
+    out = answers.stream()
+    out.write(json.dumps(value, allow_nan=False) + "\n")
+    out.flush()

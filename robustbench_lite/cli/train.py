@@ -41,6 +41,8 @@ def train(
     weights: o.Weights = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    weights_prefix: o.WeightsPrefix = None,
+    binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: o.DatasetName = "digits",
@@ -87,6 +89,7 @@ def train(
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
     for idle in [d.name for d in standing if not d.trained_behind]:
         raise UserError(f"--defense: {idle} trains nothing; give it to rbl evaluate with --weights {out.name}")
+    weights = o.with_prefix(weights, weights_prefix)
     given = {"epochs": epochs, "lr": lr, "batch_size": train_batch_size, "seed": seed}
     recipe = o.merged("--train-option", train_option, given)
     normalize = o.normalization(mean, std)
@@ -106,6 +109,7 @@ def train(
             request,
             data,
             weights=weights,
+            binary=binary,
             defenses=defenses,
             recipe=recipe,
             retrain=True,

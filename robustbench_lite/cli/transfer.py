@@ -65,6 +65,7 @@ def transfer(
     figure: Annotated[
         Path | None, typer.Option(help="PATH.png: the matrix as a picture.", rich_help_panel="Result")
     ] = None,
+    binary: o.Binary = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Who fools whom: each model's adversarial images judged on every other, and noise beside them."""
@@ -102,7 +103,7 @@ def transfer(
     given: dict[str, Any] = {"epochs": epochs, "device": device, "normalize": normalize}
     with o.naming("--models"):
         networks = {
-            name: _prepared(spec, weights or None, half, request, data, **given)
+            name: _prepared(spec, weights or None, half, request, data, binary=binary, **given)
             for name, (spec, weights, half) in named.items()
         }
     plan = TransferPlan(**settings, models=networks)
@@ -164,6 +165,7 @@ def _prepared(
     epochs: int | None,
     device: str,
     normalize: Normalization | None,
+    binary: bool,
 ) -> LoadedModel:
     """One network; of a half, with an order and initial weights of its own too, so that it shares nothing."""
     from ..halves import HalfRequest
@@ -180,6 +182,7 @@ def _prepared(
             request,
             data,
             weights=weights,
+            binary=binary,
             recipe=recipe,
             retrain=half > 0,
             device=device,

@@ -33,6 +33,8 @@ def verify(
     weights: o.Weights = None,
     mean: o.Mean = None,
     std: o.Std = None,
+    weights_prefix: o.WeightsPrefix = None,
+    binary: o.Binary = False,
     defense: o.Defenses = None,
     defense_option: o.DefenseOptions = None,
     dataset: Annotated[
@@ -85,9 +87,17 @@ def verify(
         workers,
         recorded.specification.dataset.class_names,
     )
-    normalize = o.normalization(mean, std)
-    given: dict[str, Any] = {"weights": weights, "defenses": defenses, "epochs": epochs, "normalize": normalize}
-    loaded = _load_model(recorded, model, request, device=device, **given)
+    loaded = _load_model(
+        recorded,
+        model,
+        request,
+        weights=o.with_prefix(weights, weights_prefix),
+        binary=binary,
+        defenses=defenses,
+        epochs=epochs,
+        device=device,
+        normalize=o.normalization(mean, std),
+    )
     standing = [d for d in defenses if isinstance(d, InferenceDefense)]
     learn_from = defense_images(request, defenses)
     found = reverify(
@@ -157,6 +167,7 @@ def _load_model(
     request: Any,
     *,
     weights: str | None,
+    binary: bool,
     defenses: list[Defense],
     epochs: int | None,
     device: str,
@@ -173,7 +184,12 @@ def _load_model(
     trains = any(isinstance(d, TrainingDefense) for d in defenses)
     if not trains and (weights is not None or find_source(model).is_factory):
         return load_model(
-            model, n_classes=record.classes, shape=_image_shape(run), weights=weights, normalize=normalize
+            model,
+            n_classes=record.classes,
+            shape=_image_shape(run),
+            weights=weights,
+            normalize=normalize,
+            binary=binary,
         )
     recipe = run.specification.model.recipe or {}
     known = recipe.get("epochs")
@@ -184,6 +200,7 @@ def _load_model(
             request,
             data,
             weights=weights,
+            binary=binary,
             defenses=defenses,
             recipe={"epochs": epochs if epochs is not None else known if isinstance(known, int) else None},
             device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .. import registry
 from ..data.decode import Framing
 from ..errors import RblError, UserError, near_names, unknown_name
 from ..foreign import ask
-from ..registry import guard
+from ..registry import ended, guard
 from .seeding import seeded
 
 ARGUMENT = "--model"
@@ -36,6 +37,10 @@ class Source:
     def is_factory(self) -> bool:
         """Whether the network comes from a user's callable, which may have given it weights."""
         return self.entry is not None
+
+    def importing(self) -> AbstractContextManager[None]:
+        """Context manager: code of a factory's network finds the modules that lie beside it."""
+        return nullcontext() if self.entry is None else self.entry.importing()
 
     @property
     def qualified(self) -> str:
@@ -123,7 +128,7 @@ def build_source(
         # Outside: a module draws when it is imported first, and not again.
         with seeded(seed):
             factory = source.entry.load()
-        with seeded(seed):
+        with seeded(seed), source.entry.importing():
             return call_factory(factory, shown(source.spec), n_classes=n_classes, shape=shape)
     options: dict[str, Any] = {"n_classes": n_classes, "shape": shape}
     if not pretrained:
@@ -200,10 +205,13 @@ def call_factory(factory: Callable[..., Any], name: str, *, n_classes: int, shap
         module = factory(**given)
     except RblError:
         raise
+    except SystemExit as error:
+        raise ended(f"{ARGUMENT}: {name}", error) from error
     except Exception as error:
         raise guard(f"{ARGUMENT}: {name}", error) from error
     if not isinstance(module, nn.Module):
-        raise UserError(f"{ARGUMENT}: {name} returned a {type(module).__name__}, expected a torch.nn.Module")
+        hint = "; give its .module()" if type(module).__name__ == "ExportedProgram" else ""
+        raise UserError(f"{ARGUMENT}: {name} returned a {type(module).__name__}, expected a torch.nn.Module{hint}")
     return module
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,43 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_sha256(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers, those that a state dict leaves out too."""
+    """SHA-256 of a module's parameters and buffers, those that a state dict leaves out too.
+
+    Also of what quantised layers and frozen TorchScript networks hold in place of parameters.
+    """
     return tensors_sha256(
         {
+            **_packed(module),
+            **_constants(module),
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
     )
+
+
+def _packed(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of quantised layers, dequantised, and their scales."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules():
+        if not type(part).__module__.startswith(("torch.ao.nn", "torch.nn.quantized", "torch.ao.quantization")):
+            continue
+        for which in ("weight", "bias"):
+            value = getattr(part, which, None)
+            value = value() if callable(value) else None
+            if isinstance(value, Tensor):
+                found[f"{name}.{which}()"] = value.dequantize() if value.is_quantized else value
+    return found
+
+
+def _constants(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors in the graph of a TorchScript network without parameters, as `torch.jit.freeze` makes it."""
+    if not isinstance(module, torch.jit.ScriptModule) or next(module.parameters(), None) is not None:
+        return {}
+    graph: Any = module.graph
+    nodes = [n for n in graph.findAllNodes("prim::Constant") if "value" in n.attributeNames()]
+    values = [n.t("value") for n in nodes if n.kindOf("value") == "t"]
+    dense = [v.to_dense() if v.layout != torch.strided else v for v in values]
+    return {f"constant {place}": value for place, value in enumerate(dense)}
 
 
 def layout_sha256(module: nn.Module) -> str:

@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from ..adapter import Adapted, adapt, initialised
 from ..cache import cache_dir
 from ..errors import RecordError, UserError
 from ..history import History
+from ..modes import evaluation_mode
 from ..processes import main_process
 from ..registry import source_hash
 from .build import Source, build_source, find_source, shown
 from .identity import layout_sha256, state_sha256
 from .normalize import Normalization, Normalize, inner, preprocessing_of
-from .weights import load_weights, read_weights, save_weights
+from .seeding import seeded
+from .weights import load_weights, read_weights, save_weights, split_weights
 
 # Part of a cached network's key: raised when a recipe starts to mean another network;
 # what differs by rounding is the same.
@@ -47,6 +51,7 @@ class LoadedModel:
     weights: "pretrained", the name of a file, "trained", or "factory".
     recipe: how it was trained, where that is known; history: what was seen of that, a row an epoch.
     source_sha256: of the file with a user's own factory; None for a network of a library.
+    notes: what is done around a network that an evaluation cannot call as it is (`adapter.adapt`).
     """
 
     module: nn.Module
@@ -58,6 +63,7 @@ class LoadedModel:
     recipe: dict[str, Any] | None
     source_sha256: str | None = None
     history: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -71,6 +77,8 @@ def load_model(
     retrain: bool = False,
     seed: int = 0,
     normalize: Normalization | None = None,
+    binary: bool = False,
+    images: Tensor | None = None,
 ) -> LoadedModel:
     """The network that `spec` names with the weights that `weights` names.
 
@@ -84,6 +92,8 @@ def load_model(
     seed: of the initial weights.
     normalize: put before the network; not for one that has its normalisation inside, as published weights and files
     of a normalised network do.
+    binary: a factory's network gives one number for each image, of class 1 against class 0. images: (N, *shape) in
+    [0, 1], by which a factory's network is tried; None: random ones.
 
     Raises UserError for what the user can mend (an unknown name, weights that do not fit, a refused
     pickle, weights that cannot be had, nothing to train with); PluginError for a factory that raises.
@@ -93,15 +103,30 @@ def load_model(
     if normalize is not None:
         normalize.check_channels(shape[0])
     module = build_source(source, n_classes=n_classes, shape=shape, pretrained=weights == "pretrained", seed=seed)
+    notes: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+    if source.is_factory:
+        few = _noise(shape) if images is None else images
+        with seeded(seed), source.importing():
+            if initialised(module, few[:2]) and weights is None:
+                taken = ("lazy layers got their shapes from the images, and random weights",)
     origin, known = weights or "factory", None
     rows: tuple[dict[str, Any], ...] = ()
     if weights is not None and weights != "pretrained":
-        path = Path(weights).expanduser()
-        tensors, said = read_weights(path)
-        module = _with_weights(module, tensors, said, source=str(path))
-        origin, known, rows = path.name, said.get("recipe"), tuple(said.get("history") or ())
+        path, keys = split_weights(weights)
+        tensors, said = read_weights(weights)
+        module, left_out = _with_weights(module, tensors, said, source=weights)
+        notes = (*said.get("notes", ()), *left_out)
+        origin = ":".join([path.name, *keys])
+        known, rows = said.get("recipe"), tuple(said.get("history") or ())
     if normalize is not None:
         module = _normalized(module, normalize, source)
+    if source.is_factory:
+        with seeded(seed), source.importing(), torch.inference_mode(False):
+            ready = adapt(module, few, n_classes=n_classes, binary=binary, argument="--binary")
+        module, taken = ready.module, (*taken, *ready.notes)
+    elif binary:
+        raise UserError(f"--binary: {source.qualified} has a logit for each class; leave it out")
     if retrain or (weights is None and not source.is_factory):
         if train is None:
             raise UserError(
@@ -125,18 +150,25 @@ def load_model(
             },
         )
         origin = "trained"
-    module.eval()
+    evaluation_mode(module)
+    bare = module.network if isinstance(module, Adapted) else module
     return LoadedModel(
         module=module,
         name=shown(spec),
-        sha256=state_sha256(module),
+        sha256=state_sha256(bare),
         parameters=sum(p.numel() for p in module.parameters()),
-        preprocessing=preprocessing_of(module),
+        preprocessing=preprocessing_of(bare) | ({"adapted": [*taken]} if taken else {}),
         weights=origin,
         recipe=known,
         source_sha256=source_hash(source.entry.load()) if source.entry is not None else None,
         history=rows,
+        notes=(*notes, *taken),
     )
+
+
+def _noise(shape: tuple[int, int, int]) -> Tensor:
+    """Random images (64, *shape), the same each time."""
+    return torch.rand((64, *shape), generator=torch.Generator().manual_seed(0))
 
 
 def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argument: str = "--weights") -> LoadedModel:
@@ -151,21 +183,23 @@ def load_written(file: str, *, n_classes: int, shape: tuple[int, int, int], argu
         raise
 
 
-def _with_weights(module: nn.Module, tensors: dict[str, Tensor], said: Mapping[str, Any], *, source: str) -> nn.Module:
-    """The network with the weights of a file, and with the normalisation that the file says was before it."""
+def _with_weights(
+    module: nn.Module, tensors: dict[str, Tensor], said: Mapping[str, Any], *, source: str
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with the weights of a file and the normalisation that the file says was before it; notes."""
     told = said.get("preprocessing") or {}
     if _has_normalization(tensors) and not isinstance(module, Normalize) and "mean" not in module.state_dict():
         # Written before files said so: the state of a Normalize, with the network's own under `model.`.
         told = {name: tensors.pop(name).reshape(-1).tolist() for name in ("mean", "std")}
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    load_weights(module if _has_normalization(tensors) else inner(module), tensors, source=source)
+    notes = load_weights(module if _has_normalization(tensors) else inner(module), tensors, source=source)
     if not told:
-        return module
+        return module, tuple(notes)
     if isinstance(module, Normalize):
         if any(module.preprocessing[name] != told[name] for name in ("mean", "std")):
             raise UserError(f"--weights: {source} has mean {told['mean']} and std {told['std']}, the model has others")
-        return module
-    return Normalize(module, told["mean"], told["std"], input_size=told.get("input_size"))
+        return module, tuple(notes)
+    return Normalize(module, told["mean"], told["std"], input_size=told.get("input_size")), tuple(notes)
 
 
 def _has_normalization(tensors: Mapping[str, Tensor]) -> bool:
@@ -196,7 +230,7 @@ def _trained(
     if path.exists():
         try:
             tensors, said = read_weights(path, argument="the cached network")
-            return _with_weights(module, tensors, said, source=str(path)), recipe, tuple(said.get("history") or ())
+            return _with_weights(module, tensors, said, source=str(path))[0], recipe, tuple(said.get("history") or ())
         except (RecordError, UserError) as error:
             aside = path.with_name(f"{path.name}.corrupt-{secrets.token_hex(3)}")
             os.replace(path, aside)

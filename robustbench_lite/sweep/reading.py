@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,10 +93,10 @@ def read_sweep(path: Path) -> Sweep:
     """
     path = path.expanduser()
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(_text(path).replace("\r\n", "\n"))
     except OSError as error:
         raise UserError(f"FILE: {str(path)!r} cannot be read ({error.strerror}); give a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path.name}: no TOML: {error}") from None
     top = _Table(path.name, "", values)
     given: dict[str, Any] = {key: tuple(_READERS[key](top)) for key in _LISTS}
@@ -117,6 +118,18 @@ def read_sweep(path: Path) -> Sweep:
     if sweep.name == "leaderboard":
         raise UserError(f"{path.name}: the table would have the leaderboard's own name; rename the file")
     return sweep
+
+
+def _text(path: Path) -> str:
+    """The text of a file in UTF-8, with a byte order mark or without. UserError for another encoding."""
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path.name}: no TOML: it is UTF-16; save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path.name}: no TOML: line {line} is not UTF-8; save it as UTF-8") from None
 
 
 def _data(top: _Table) -> Iterator[DataEntry]:

@@ -56,7 +56,7 @@ class Prunes(Portfolio):
 
     def parts(self, threat: Threat) -> tuple[Attack | Part, ...]:
         polish = PGD(steps=4, random_start=False)
-        return PGD(steps=1), Part(PGD(steps=1), hope=0.4), Part(polish, hope=0.2, warm=True)
+        return PGD(steps=1), Part(PGD(steps=1), hope=0.4), Part(polish, hope=0.2, warm="margin")
 
 
 # Those that succeed seldom come first, so that others have something left.

@@ -113,7 +113,7 @@ def rows_of(plan: Plan, columns: dict[str, Tensor]) -> Rows:
 def _stronger(plan: Plan) -> str:
     """What attacks harder than this plan: the portfolio of this package, or more steps where it has not the norm."""
     if plan.attack.own_limits:
-        return "compare several attacks; no other attack checks a threat model of its own"
+        return ""  # no other attack knows its threat model
     auto = load("attacks", "auto", argument="attack")
     if isinstance(plan.attack, auto):
         return "--attack auto --attack-option effort=exhaustive"

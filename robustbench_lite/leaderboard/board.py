@@ -166,10 +166,10 @@ def _is_new(certificate: Certificate, target: Path) -> bool:
 
 def _adds_checks(run: Run, target: Path) -> bool:
     """Whether the same run is here with the same verdicts, and without the sanity checks that this one has."""
-    if not target.exists() or not has_checks(run.specification):
+    if not target.exists() or not has_checks(run):
         return False
     here = sound_run(target)
-    return not has_checks(here.specification) and differing_verdicts(here, run)[0] == 0
+    return not has_checks(here) and differing_verdicts(here, run)[0] == 0
 
 
 def _is_here(folder: Path, run: Run, target: Path) -> bool:

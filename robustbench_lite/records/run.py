@@ -178,7 +178,7 @@ def settle(directory: Path | str, run: Run) -> tuple[Path, str]:
                 break
             different, total = differing_verdicts(there, run)
             if different == 0:
-                known, more = has_checks(there.specification), has_checks(run.specification)
+                known, more = has_checks(there), has_checks(run)
                 if run.specification.examples:  # the same verdicts, and now the images of these rows are at hand
                     run = take_checks(run, there) if known and not more else run
                 elif known or not more:

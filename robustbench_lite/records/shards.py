@@ -109,11 +109,11 @@ def _drop_known(directory: Path, name: str, shards: dict[int, Run]) -> dict[int,
         except RecordError:
             continue
         if whole.specification.status == "complete":
-            checked = has_checks(whole.specification)
+            checked = has_checks(whole)
             known |= {
                 number
                 for number, shard in shards.items()
-                if is_part(shard, whole) and (checked or not has_checks(shard.specification))
+                if is_part(shard, whole) and (checked or not has_checks(shard))
             }
     _remove(shards[number].path for number in known)
     return {number: shard for number, shard in shards.items() if number not in known}

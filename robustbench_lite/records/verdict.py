@@ -7,7 +7,6 @@ import dataclasses
 from ..reliability import Word, decide
 from ..row_checks import Rows, check_rows
 from .run import Run
-from .specification import Specification
 
 _ALONE = 160  # clean images that version 4 asked again after a run, in calls of one: more than its model checks took
 _PROBED = 16
@@ -15,13 +14,15 @@ _KNOWS = 5  # the first schema version that records which checks ran
 TRANSFER = "transfer:"
 
 
-def has_checks(specification: Specification) -> bool:
+def has_checks(run: Run) -> bool:
     """Whether sanity checks were made after the run; where an older record cannot tell, yes.
 
     Before schema version 5 only the passes of the checks are known (`check_forwards`, `check_backwards`). After a run
     of a model that is not random at least 160 clean images were asked again, more than the model checks before it
-    take; of a random one the gradients of the model checks are exceeded, where the attack follows gradients.
+    take; of a random one the gradients of the model checks are exceeded, where the attack follows gradients and images
+    survived it.
     """
+    specification = run.specification
     if specification.checks is not None:
         return specification.checks.asked
     if specification.schema_version >= _KNOWS or specification.verdict != Word.RELIABLE:
@@ -30,7 +31,9 @@ def has_checks(specification: Specification) -> bool:
     if not any(defense.randomized for defense in specification.defenses):
         return calls.get("check_forwards", 0) >= _ALONE
     probed = specification.eot * min(_PROBED, specification.dataset.samples)
-    return specification.attack.access != "gradient" or calls.get("check_backwards", 0) > probed
+    if specification.attack.access != "gradient" or calls.get("check_backwards", 0) > probed:
+        return True
+    return not (run.table.num_rows and _rows(run).survived.any())
 
 
 def verdict_of(run: Run) -> str:
@@ -42,10 +45,13 @@ def verdict_of(run: Run) -> str:
     s = run.specification
     if s.schema_version >= _KNOWS or s.verdict != Word.RELIABLE or s.status != "complete" or not run.table.num_rows:
         return s.verdict
-    rows = Rows.of(run.table, classes=s.dataset.classes, target=s.target)
+    rows = _rows(run)
     survived = bool(rows.survived.any())
-    checked = has_checks(s) or not survived
-    return decide(check_rows(rows), checked=checked, bound=_upper_bound(run, rows) if survived else None)
+    return decide(check_rows(rows), checked=has_checks(run), bound=_upper_bound(run, rows) if survived else None)
+
+
+def _rows(run: Run) -> Rows:
+    return Rows.of(run.table, classes=run.specification.dataset.classes, target=run.specification.target)
 
 
 def _upper_bound(run: Run, rows: Rows) -> str | None:

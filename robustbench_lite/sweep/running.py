@@ -257,10 +257,10 @@ def is_complete(file: Path, *, checked: bool = False) -> bool:
     try:
         if not file.exists():
             return False
-        found = sound_run(file).specification
+        found = sound_run(file)
     except RecordError:
         return False
-    return found.status == "complete" and (not checked or has_checks(found))
+    return found.specification.status == "complete" and (not checked or has_checks(found))
 
 
 def run_sweep(bench: Bench, cells: Sequence[Cell]) -> list[Done]:

@@ -109,11 +109,10 @@ def _batch_norm(c: Call) -> Any:
 
 
 def _normalized(c: Call) -> Any:
-    mean, std = torch.broadcast_tensors(c.args[1], c.args[2])
-    if mean.shape[1] == 1:  # one value for all channels
-        mean, std = (values.expand(1, c.shape[0], 1, 1) for values in (mean, std))
-    if c.shape[0] != mean.shape[1]:
+    mean, std = c.args[1], c.args[2]
+    if {mean.shape[1], std.shape[1]} - {1, c.shape[0]}:
         return NotImplemented
+    mean, std = (values.expand(1, c.shape[0], 1, 1) for values in (mean, std))  # one value is for all channels
     return Scale(1 / std[0], (-mean / std)[0], (mean / std)[0].abs())
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from .adapter import Ready, adapt
 from .data import Dataset, from_arrays
-from .data.checks import read_images, read_labels
 from .data.dataset import as_pixels
+from .data.labels import read_labels
+from .data.pixels import as_array, read_images
 from .defense import Defense, InferenceDefense
 from .errors import UserError
 from .fitting import FitData
@@ -104,7 +105,8 @@ def given_inputs(
     """
     if not isinstance(x, Tensor | np.ndarray):
         raise UserError(f"x: expected a torch.Tensor, got {type(x).__name__}; torch.as_tensor makes one")
-    count = len(y) if np.ndim(y) else 1
+    y = as_array("y", y)
+    count = len(y) if y.ndim else 1
     images, notes = read_images("x", _own(x), count=count)
     if images.dtype == torch.uint8 and not notes:
         notes = ("uint8 images are divided by 255",)

@@ -290,8 +290,8 @@ class Network:
             also = " and one for rejection" if self.rejects else ""
             raise UserError(
                 f"model: expected logits of shape ({len(x)}, {columns or 'K'}), one for each class{also}, got {came}; "
-                "give a network made for the classes of the data, or name its classes in order (--class-names; in an "
-                "npz file classes or n_classes)"
+                "give a network made for the classes of the data, or name its classes in order with --class-names "
+                "(in an npz file: classes or n_classes)"
             )
         logits = logits.float()
         # One sum sees whether any number is not finite; as a number it is tested faster than as a tensor.

@@ -12,10 +12,12 @@ import torch
 
 from .. import registry
 from ..errors import UserError, unknown_name
-from .checks import checked_images, checked_labels, from_arrays, read_images, read_labels
+from .checks import checked_images, checked_labels, from_arrays
 from .class_list import parse_classes, with_classes
 from .dataset import ArrayDataset, Dataset, StreamDataset, balanced_subset, shard_of
 from .decode import Framing
+from .labels import read_labels
+from .pixels import read_images
 from .reading import Reading, reading_line
 from .source import SPLITS, Source, default_data_dir
 

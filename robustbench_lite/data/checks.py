@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .dataset import ArrayDataset, content_hash
 from .labels import classes_in, read_labels
-from .pixels import as_tensor, read_images
+from .pixels import as_array, read_images
 from .reading import Reading
 
 
@@ -39,7 +39,8 @@ def from_arrays(
     Raises:
         UserError: For a wrong type, shape, length, range or NaN.
     """
-    count = _length(labels)
+    labels = as_array(arguments[1], labels)
+    count = len(labels) if labels.ndim else None
     notes: tuple[str, ...] = ()
     question = None
     if classes is None and count:
@@ -55,13 +56,6 @@ def from_arrays(
     return ArrayDataset(name, split, tuple(names), shape, y, content_hash(x, y), x, reading=reading)
 
 
-def _length(labels: Any) -> int | None:
-    try:
-        return len(labels)
-    except TypeError:
-        return None
-
-
 def checked_images(argument: str, images: Any) -> Tensor:
     """The images of `read_images`, without its notes."""
     return read_images(argument, images)[0]
@@ -70,6 +64,3 @@ def checked_images(argument: str, images: Any) -> Tensor:
 def checked_labels(argument: str, labels: Any, *, count: int, classes: int | None) -> Tensor:
     """The labels of `read_labels`, without its notes."""
     return read_labels(argument, labels, count=count, classes=classes)[0]
-
-
-__all__ = ["as_tensor", "checked_images", "checked_labels", "from_arrays", "read_images", "read_labels"]

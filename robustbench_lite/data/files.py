@@ -60,13 +60,14 @@ class Listing:
         self.ignored.update(_extension(e.name) for e in entries(folder) if e.is_file() and not is_junk(e.name))
 
     def _walk(self, folder: str, found: list[str], above: tuple[str, ...]) -> None:
+        """Collect the images of a folder; above: the real paths of the folders on the way to it, itself included."""
         for entry in entries(self.root / folder):
             if is_junk(entry.name):
                 continue
             path = f"{folder}/{entry.name}"
             if entry.is_dir():
-                real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                if real in above:  # a link to a folder that it is in
+                real = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
+                if any(f"{folder}/".startswith(f"{real}/") for folder in above):
                     self.ignored["links to folders above"] += 1
                 else:
                     self._walk(path, found, (*above, real))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UserError, close_names
 from .class_list import match
-from .pixels import FLOATS, as_tensor, type_name
+from .pixels import FLOATS, as_array, as_tensor, type_name
 from .reading import shortened
 
 
@@ -34,6 +34,7 @@ def read_labels(
         UserError: For labels that can be read in several ways or in none, with the question to answer.
     """
     notes: list[str] = []
+    labels = as_array(argument, labels)
     if is_text(labels):
         labels, note = _numbers(argument, as_text(labels), names)
         notes.append(note)

@@ -63,7 +63,7 @@ def as_tensor(argument: str, value: Any) -> Tensor:
     """Numbers as a tensor on the CPU. Raises UserError for what is not numbers."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    array = np.asarray(value)
+    array = as_array(argument, value)
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise UserError(f"{argument} must be numbers, got {array.dtype}")
     # torch knows neither foreign byte orders nor negative strides, and warns of arrays that are read-only.
@@ -71,6 +71,14 @@ def as_tensor(argument: str, value: Any) -> Tensor:
     if min(array.strides, default=0) < 0 or not array.flags.writeable:
         array = array.copy()
     return torch.from_numpy(array)
+
+
+def as_array(argument: str, value: Any) -> Any:
+    """An array of a list; a tensor or an array as it is. Raises UserError for a list of lists of several lengths."""
+    try:
+        return value if isinstance(value, Tensor) else np.asarray(value)
+    except ValueError as error:
+        raise UserError(f"{argument} must be an array of one shape ({str(error).splitlines()[0]})") from None
 
 
 def type_name(tensor: Tensor) -> str:

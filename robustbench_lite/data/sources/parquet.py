@@ -16,10 +16,10 @@ from ...errors import UserError
 from ..dataset import Dataset, StreamDataset, listing_hash
 from ..decode import Framing, choose_fit, framing_used
 from ..labels import classes_in, read_labels
+from ..layout import WANTED, split_name
 from ..reading import Reading
 from ..source import path_argument, recorded_name
 
-SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid")}
 IMAGE_COLUMNS = ("image", "img", "images")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 MEMORY = 2_000_000_000  # bytes decoded; a larger set is streamed
@@ -207,13 +207,14 @@ def find_files(path: Path, split: str) -> tuple[list[Path], list[Path]]:
     files: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.parquet")):
         files.setdefault(_split_of(file), []).append(file)
-    for name in SPLITS[split]:
+    for name in WANTED[split]:
         if name in files:
             return files[name], [f for other, fs in files.items() if other != name for f in fs]
-    wanted = " or ".join(f"{name}-*.parquet" for name in SPLITS[split])
+    wanted = " or ".join(f"{name}-*.parquet" for name in WANTED[split])
     has = ", ".join(file.name for fs in files.values() for file in fs[:1])
     raise UserError(f"--dataset: parquet:{path} must hold {wanted} for split {split}; it holds {has}")
 
 
 def _split_of(file: Path) -> str:
-    return file.stem.partition("-")[0]
+    name = file.stem.partition("-")[0]
+    return split_name(name) or name

@@ -189,8 +189,8 @@ def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> l
     if network.detached:
         return [
             Finding(
-                "no gradient: the model cuts its answer off from its input (torch.no_grad, .detach, .numpy or a "
-                "quantised layer in forward), so gradient attacks see nothing; attack it by its scores "
+                f"the gradient is zero for all {len(x)} images: the model cuts its answer off from its input "
+                "(torch.no_grad, .detach, .numpy or a quantised layer in forward); attack it by its scores "
                 "(--attack square), or put the cut into a defense with differentiable = False and a surrogate",
                 fatal=True,
             )

@@ -222,7 +222,8 @@ def test_an_answer_cut_off_from_its_input_is_named() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = rbl.evaluate(Around(lambda z: z.detach()), X, LABELS, attack="fgsm")
-    assert found.summary()["verdict"].startswith("unreliable: no gradient")
+    assert found.summary()["verdict"].startswith("unreliable: the gradient is zero for all 8 images")
+    assert any("cuts its answer off from its input" in text for text in found.warnings)
 
 
 def test_a_backward_that_raises_is_the_network_s_own() -> None:

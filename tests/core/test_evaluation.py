@@ -110,8 +110,8 @@ def test_counts_are_those_of_a_hook() -> None:
     r = evaluate(model=model)
     calls = r.run.specification.calls
     assert calls["forwards"] == r.forwards
-    # One image more tells how many classes there are.
-    assert rows.count == r.forwards + calls["check_forwards"] + 1
+    # The network is tried on two images and on one, and one more tells how many classes there are.
+    assert rows.count == r.forwards + calls["check_forwards"] + 4
 
 
 def test_a_plane_from_the_outside() -> None:
@@ -397,7 +397,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "images of numpy": ({"x": X.tolist()}, r"^x: expected"),
     "model of a function": ({"model": lambda x: x}, r"^model: expected a torch\.nn\.Module"),
     "model of a NaN": ({"model": Constant(float("nan")).eval()}, r"^model: expected finite logits"),
-    "model of one class": ({"model": Constant(1.0, 1).eval(), "y": Y * 0}, r"2 classes"),
+    "model of one class": ({"model": Constant(1.0, 1).eval(), "y": Y * 0}, r"give binary=True"),
     "model of wrong shape": ({"model": nn.Identity().eval()}, r"^model: expected logits of shape"),
     "model that raises": ({"model": Raises().eval()}, r"^model: the network, given .* raised KeyError"),
     "unknown attack": ({"attack": "pdg"}, r"^attack: unknown name 'pdg'; did you mean pgd"),

@@ -190,6 +190,7 @@ def test_a_network_that_cannot_be_lowered_is_one_line() -> None:
     assert said.startswith("precision: the network cannot be computed in bf16 (float32 images only)")
 
 
+@pytest.mark.filterwarnings("ignore:clean accuracy")
 def test_lazy_layers_are_given_their_shapes() -> None:
     with pytest.warns(UserWarning, match="lazy layers got their shapes"):
         found = rbl.evaluate(

@@ -60,7 +60,7 @@ def _shape(x: Tensor) -> Tensor:
 
 def _storage(x: Tensor) -> Tensor:
     kept = x + 0
-    x.untyped_storage().fill_(0)
+    x.untyped_storage().fill_(0)  # type: ignore[attr-defined]
     return kept
 
 

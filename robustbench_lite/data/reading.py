@@ -44,7 +44,8 @@ def reading_line(spec: str, *read: Dataset) -> str:
     ignored: dict[str, int] = {}
     for data in read:
         counts = {**data.reading.counts, **counts, data.split: len(data)}
-        ignored = {**ignored, **data.reading.ignored}
+        for extension, number in data.reading.ignored.items():
+            ignored[extension] = ignored.get(extension, 0) + number
     parts = [f"{spec}: {_classes(first)}"]
     order = [split for split in _SPLITS if split in counts] + [split for split in counts if split not in _SPLITS]
     parts += [_count(counts[split], f"{_SPLITS.get(split, split)} image") for split in order if counts[split]]

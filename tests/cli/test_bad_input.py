@@ -291,5 +291,5 @@ def test_pretrained_without_a_network_is_one_line(
 def test_a_mistake_is_told_before_a_training(rbl: Rbl, folder: Path) -> None:
     for arguments in ("--precision fp16", "--target 10", "--batch-size 0", "--leaderboard nets.py", "--shard 400/400"):
         error = rbl("evaluate", "--model", "mlp", "--dataset", "digits", *arguments.split())
-        assert "training" not in error.err
+        assert "training" not in error.remarks
         assert error.error.startswith(arguments.split()[0])

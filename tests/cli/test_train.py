@@ -112,7 +112,7 @@ def test_history_and_curves_stand_beside_the_network(rbl: Rbl) -> None:
     assert [row["loss"] for row in about["history"]] == pytest.approx(list(rows["loss"]))
     # The network comes from the cache, and what was seen of its training with it.
     again = rbl(*common, *more, "--history", "again.csv")
-    assert "training" not in again.err
+    assert "training" not in again.remarks
     assert Path("again.csv").read_bytes() == Path("h.csv").read_bytes()
 
 

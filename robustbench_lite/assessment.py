@@ -60,6 +60,7 @@ def judged(
     from .records.specification import ChecksRecord
 
     before = network.forward_rows, network.backward_rows
+    attack = plan.attack.checked_as if isinstance(plan.attack, WorstCase) else plan.attack
     rows = rows_of(plan, columns)
     known = {finding.reason for finding in checked.findings}
     after = Checked([f for f in check_rows(rows) if f.reason not in known] if plan.shard is None else [])
@@ -69,7 +70,7 @@ def judged(
             after.add("repeated answers", _again(plan, network, columns))
         scene = Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1])
         looked = second_look(
-            plan.attack.checked_as if isinstance(plan.attack, WorstCase) else plan.attack,
+            attack,
             scene,
             images=len(columns["index"]),
             seed=plan.seed,
@@ -84,7 +85,7 @@ def judged(
         if warn:
             warn(finding.text)
     every = [*checked.findings, *after.findings]
-    bound = upper_bound(plan.attack, limited=plan.max_queries is not None) if rows.survived.any() else None
+    bound = upper_bound(attack, limited=plan.max_queries is not None) if rows.survived.any() else None
     verdict = decide(every, checked=plan.checks, bound=bound)
     calls = {
         "check_forwards": specification.calls["check_forwards"] + network.forward_rows - before[0],
@@ -115,10 +116,11 @@ def _stronger(plan: Plan) -> str:
     if plan.attack.own_limits:
         return ""  # no other attack knows its threat model
     auto = load("attacks", "auto", argument="attack")
-    if isinstance(plan.attack, auto):
+    attacks = plan.attack.attacks if isinstance(plan.attack, WorstCase) else (plan.attack,)
+    if any(isinstance(attack, auto) for attack in attacks):
         return "--attack auto --attack-option effort=exhaustive"
     fits = plan.threat.norm in auto.norms and (plan.target is None or auto.targeted)
-    if fits and not isinstance(plan.attack, Portfolio):
+    if fits and not any(isinstance(attack, Portfolio) for attack in attacks):
         return "--attack auto"
     return "--attack pgd --steps 200 --restarts 5"
 

@@ -37,7 +37,7 @@ from robustbench_lite.result import Result, finished_columns
 from robustbench_lite.threat import Threat
 from robustbench_lite.worst_case import WorstCase
 
-from .nets import Columns, Rows, TensorSource, differing, images, join, labels_of, mlp
+from .nets import SHAPE, Binary, Columns, Rows, TensorSource, differing, images, join, labels_of, mlp
 
 THREAT = Threat("linf", 0.05)
 MODEL = mlp(scale=4.0)
@@ -369,3 +369,20 @@ def test_several_names_in_one_text_say_how() -> None:
 def test_a_surrogate_is_for_a_transfer() -> None:
     with pytest.raises(UserError, match=r"surrogate: none of the attacks is a transfer"):
         evaluate(["pgd", "fgsm"], surrogates=[MODEL])
+
+
+@pytest.mark.parametrize(
+    ("attacks", "word", "next_step"),
+    [
+        (["noise", "fgsm"], "upper bound", "--attack auto"),
+        (["fgsm", "pgd"], "reliable", ""),
+        (["noise", "square"], "reliable", ""),
+    ],
+)
+def test_the_verdict_is_that_of_the_strongest(attacks: list[str], word: str, next_step: str) -> None:
+    model = Binary(torch.ones(SHAPE), -18.0)
+    x = torch.cat([images(20) * 0.1, 1 - images(20, seed=1) * 0.1])
+    r = rbl.evaluate(model, x, labels_of(model, x), attack=attacks, eps=0.05)
+    assert r.robust_accuracy == 1
+    assert r.verdict.split(":")[0] == word
+    assert r.run.specification.next_step == next_step

@@ -36,7 +36,7 @@ def test_corruptions_come_with_a_table_and_every_prediction(evaluate: Rbl) -> No
 def test_the_table_is_told_to_a_person(evaluate: Rbl) -> None:
     r = evaluate(*CORRUPTIONS, "--json").json
     said = evaluate(*CORRUPTIONS)
-    assert said.code == 0 and said.err == ""
+    assert said.code == 0 and said.remarks == ""
     assert "attack corruptions, own limits, 24 images" in said.out and r["norm"] == "own limits"
     lines = {line.split()[0]: line.split()[1:] for line in said.out.splitlines() if line.startswith("  ")}
     assert lines["accuracy"] == ["in", "%", "1", "5", "mean"]

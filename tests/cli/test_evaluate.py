@@ -329,7 +329,7 @@ def test_a_stranger_among_the_runs_is_named_and_left_alone(content: str, evaluat
     before = stranger.read_bytes()
     said = evaluate(*QUICK, "--json")
     assert Path(said.json["run_file"]).is_file()
-    assert said.err.startswith("warning: lb/runs/stranger.parquet: ") and said.err.count("\n") == 1
+    assert said.remarks.startswith("warning: lb/runs/stranger.parquet: ") and said.remarks.count("\n") == 1
     shown = rbl("leaderboard", "show", "--leaderboard", "lb", "--format", "json")
     assert shown.code == 0 and "stranger.parquet" in shown.err and shown.out.count('"run_id"') == 1
     assert stranger.read_bytes() == before

@@ -51,7 +51,7 @@ def test_json_is_one_object_and_says_what_the_rows_say(transfer: Rbl) -> None:
     Path("new").mkdir()
     said = transfer(*QUICK, "--out", "new/t.parquet", "--figure", "new/t.png", "--json")
     r = said.json
-    assert said.err == ""
+    assert said.remarks == ""
     assert (r["attack"], r["attack_options"], r["norm"], r["eps"], r["n"]) == ("pgd", {"steps": 3}, "linf", 0.05, 24)
     assert (r["out"], r["figure"]) == ("new/t.parquet", "new/t.png")
     found = TransferMatrix.read("new/t.parquet")
@@ -82,7 +82,7 @@ def test_a_cell_is_what_rbl_evaluate_says(transfer: Rbl, rbl: Rbl) -> None:
 def test_what_is_told_to_a_person_is_the_same(transfer: Rbl) -> None:
     r = transfer(*QUICK, "--json").json
     said = transfer(*QUICK, "--out", "t.parquet")
-    assert said.code == 0 and said.err == ""
+    assert said.code == 0 and said.remarks == ""
     assert said.out.splitlines()[-1].split() == ["out", "t.parquet"]
     assert said.out.splitlines()[0] == "npz:ok.npz, 24 images, attack pgd, steps=3, linf 0.05"
     assert "attacked \\ judged" in said.out and "clean 83.3" in said.out
@@ -111,7 +111,7 @@ def test_halves_are_two_networks_of_each_model(transfer: Rbl) -> None:
     assert [model["recipe"]["seed"] for model in models] == [0, 1, 0, 1]
     assert said.err.count("it is kept in the cache") == 4
     again = transfer(*command, "--eps", "0.1", "--steps", "2", "--json")
-    assert again.err == "" and again.json["matrix"] == said.json["matrix"]
+    assert again.remarks == "" and again.json["matrix"] == said.json["matrix"]
 
 
 def test_weights_are_told_apart(transfer: Rbl) -> None:

@@ -193,6 +193,7 @@ def _check_gradient(network: Network, x: Tensor, y: Tensor, stated: Stated) -> l
                 "(torch.no_grad, .detach, .numpy or a quantised layer in forward); attack it by its scores "
                 "(--attack square), or put the cut into a defense with differentiable = False and a surrogate",
                 fatal=True,
+                advice=_SURROGATE,
             )
         ]
     zero = gradient.flatten(1).abs().amax(1) == 0

@@ -108,8 +108,6 @@ def given_inputs(
     y = as_array("y", y)
     count = len(y) if y.ndim else 1
     images, notes = read_images("x", _own(x), count=count)
-    if images.dtype == torch.uint8 and not notes:
-        notes = ("uint8 images are divided by 255",)
     given = given_model(model, name, x=images, defenses=defenses, binary=binary)
     data = given_data(images, _own(y), count_classes(given.module, images, defenses), eps)
     every = (f"model: {note}" for note in given.notes), (f"x: {note}" for note in notes)

@@ -105,14 +105,18 @@ def _chance(rows: Rows) -> Iterator[Finding]:
     low = right <= expected + 1e-9 or right * rows.classes <= n or (right <= expected + 2 * spread and skill < 0.5)
     images = f"{n} image{'s' if n > 1 else ''}"
     if low:
-        if kinds > 1 and int((seen > 0).sum()) == 1 and right:
+        constant = int((seen > 0).sum()) == 1
+        if kinds > 1 and constant and right:
             told = f"the model answers class {int(seen.argmax())} for all {images}, right for {100 * right / n:.1f} %"
         else:
             where = "below" if right < expected - 2 * spread else "at"
             guess = max(expected / n, 1 / rows.classes)
             shares = f"{100 * right / n:.1f} % of {images}, guessing {100 * guess:.1f} %"
             told = f"clean accuracy is {where} chance ({shares})"
-        hint = _renamed(rows) or (_CAUSES if n > 1 else "one image cannot tell; take more")
+        # A constant answer is off by one number for some label, which says nothing of the order of classes.
+        hint = (None if constant and kinds > 1 else _renamed(rows)) or (
+            _CAUSES if n > 1 else "one image cannot tell; take more"
+        )
         yield Finding(f"{told}: {hint}", fatal=True, invalid=True, advice=_ADVICE)
     elif kinds > 1 and n >= FEWEST and right <= labels.max():
         told = f"class {int(labels.argmax())}, would be right for {100 * labels.max() / n:.1f} % of the images"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .attack import Attack
 from .errors import RecordError, UserError
 from .files import check_output, write_whole
-from .given import device_of, given_fit_data, given_inputs
+from .given import device_of, given_fit_data, given_inputs, given_model
 from .plan import default_norm, make_threat
 from .records.summary import wilson
 from .transfer_plan import TransferPlan, check_names
@@ -178,12 +178,13 @@ def transfer_matrix(
     for name, model in models.items():
         if not isinstance(model, nn.Module):
             raise UserError(f"models: expected a torch.nn.Module for {name}, got {type(model).__name__}")
-    first = next(iter(models.values()))
-    given, data = {}, None
-    for name, model in models.items():
-        given[name], read = given_inputs(model, x, y, name=name, binary=binary)
-        data = data or read
-    assert data is not None
+    (own, first), *others = models.items()
+    one, data = given_inputs(first, x, y, name=own, binary=binary)
+    given, few = {own: one}, data.images(torch.arange(min(16, len(data))))
+    for name, model in others:
+        given[name] = given_model(model, name, x=few, binary=binary, argument=name)
+        for note in given[name].notes:
+            warnings.warn(f"{name}: {note}", stacklevel=2)
     plan = TransferPlan(
         models=given,
         data=data,

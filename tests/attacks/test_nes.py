@@ -71,7 +71,7 @@ def test_on_one_linear_layer_it_comes_near_the_best_corner(target: str | None) -
         ]
     ).amin(0)
     eps = float(gaps.median())
-    found = rbl.evaluate(model, x, y, attack="nes", eps=eps, target=target, attack_options={"steps": 60})
+    found = rbl.evaluate(model, x, y, attack="nes", eps=eps, target=target, attack_options={"steps": 60}, checks=False)
     assert not found.success[gaps > eps * 1.001].any()
     assert found.success[gaps < 0.8 * eps].double().mean() > (0.8 if target else 0.95)
     assert found.backwards == 0

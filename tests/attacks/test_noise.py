@@ -56,7 +56,7 @@ def test_uniform_noise_fills_the_ball(norm: str) -> None:
 
 def test_it_asks_the_network_nothing_but_the_verdict() -> None:
     model, x = net(), torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    r = rbl.evaluate(model, x, model(x).argmax(1), attack="noise", eps=1e-9, attack_options={"restarts": 4})
+    r = rbl.evaluate(model, x, model(x).argmax(1), attack="noise", eps=1e-6, attack_options={"restarts": 4})
     assert r.samples["forwards"].tolist() == [5] * 10
     assert r.backwards == 0
 

@@ -81,10 +81,10 @@ def test_the_target_is_asked_for_verdicts_alone(restarts: int, model: nn.Module,
     assert (tried[rows.attacked & ~rows.success] == restarts).all()
     assert tried[rows.success].between(1, restarts).all()
     assert (rows.backwards == 0).all()
-    # One image more went in to count the classes.
-    assert seen.count == 1 + found.forwards + calls["check_forwards"]
-    # Every step of every restart that began; one image more is the look at what it is.
-    assert beside.count == 1 + 7 * int(tried.sum())
+    # Three images are shown to see what kind of network it is (`adapt`), one to count the classes.
+    assert seen.count == 4 + found.forwards + calls["check_forwards"]
+    # Every step of every restart that began; four images are the look at what it is.
+    assert beside.count == 4 + 7 * int(tried.sum())
     assert 0 < found.robust_accuracy < 1
 
 

@@ -397,5 +397,5 @@ def test_a_whole_path_runs_on_real_digits(kind: str, rbl: Rbl, folder: Path) -> 
         return
     torch.save(network().state_dict(), "good.pth")
     assert rbl("evaluate", "--model", "nets.py:make", "--weights", "good.pth", *common).last_line.startswith(
-        "--model: the network, given images of shape (16, 1, 32, 32), raised RuntimeError"
+        "--model: the network, given images of shape (2, 1, 32, 32), raised RuntimeError"
     )

@@ -93,7 +93,7 @@ def test_votes_that_prove_nothing_are_refused(n: int, alpha: str, least: int, rb
 
 def test_an_eps_beyond_every_radius_is_warned_of(rbl: Rbl) -> None:
     few = ("--n", "20", "--n0", "5")
-    assert "warning: eps 0.3 is above 0.0545, the largest radius" in rbl(*SMOOTH, *VOTE, *few, "--eps", "0.3").err
+    assert "warning: eps 0.3 is above 0.0547, the largest radius" in rbl(*SMOOTH, *VOTE, *few, "--eps", "0.3").err
     assert "is above" not in rbl(*SMOOTH, *VOTE, *few, "--eps", "0.05").err
     assert "warning: eps is 0: certified accuracy" in rbl(*SMOOTH, *VOTE, *few, "--eps", "0").err
 

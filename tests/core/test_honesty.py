@@ -74,9 +74,9 @@ class Global(rbl.InferenceDefense):
 
 
 def test_noise_that_belongs_to_no_image_is_found_out() -> None:
-    x, y = data(32)
+    net, (x, _) = network(nn.ReLU()), data(32)
     with pytest.warns(UserWarning, match="global generator"):
-        r = rbl.evaluate(network(nn.ReLU()), x, y, attack="noise", defenses=[Global()])
+        r = rbl.evaluate(net, x, net(x).argmax(1), attack="noise", defenses=[Global()])
     assert r.verdict.startswith("unreliable")
 
 

@@ -231,7 +231,7 @@ def test_low_precision_is_ignored_where_there_is_none() -> None:
     assert torch.equal(Network(model).logits(x, noise_of(3), low=True), Network(model).logits(x, noise_of(3)))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers(bad: float) -> None:
     def answer(x: Tensor) -> Tensor:
         logits = x.flatten(1)[:, :3] * 1

@@ -380,7 +380,7 @@ def test_a_surrogate_is_for_a_transfer() -> None:
     ],
 )
 def test_the_verdict_is_that_of_the_strongest(attacks: list[str], word: str, next_step: str) -> None:
-    model = Binary(torch.ones(SHAPE), -18.0)
+    model = Binary(torch.ones(SHAPE), -18.0).eval()
     x = torch.cat([images(20) * 0.1, 1 - images(20, seed=1) * 0.1])
     r = rbl.evaluate(model, x, labels_of(model, x), attack=attacks, eps=0.05)
     assert r.robust_accuracy == 1

@@ -46,7 +46,7 @@ def test_a_network_is_trained_behind_it_and_stands_in_the_cache(
     index = torch.arange(100)
     x, y = data.images(index), data.labels[index]
     assert float((wrap_all(networks[0].module, [defense])(x).argmax(1) == y).double().mean()) > 0.8
-    r = rbl.evaluate(networks[0].module, x, y, eps=0.3, defenses=[defense], checks=False)
+    r = rbl.evaluate(networks[0].module, x, y, eps=0.3, defenses=[defense])
     assert r.verdict == "reliable" and r.robust_accuracy < 0.1
     blind = rbl.evaluate(networks[0].module, x, y, eps=0.3, attack="noise", defenses=[defense], checks=False)
     assert blind.robust_accuracy > r.robust_accuracy

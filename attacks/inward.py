@@ -43,8 +43,9 @@ class Inward(Attack):
 
     Ascent from the clean image stalls where a network masks its gradients, as one trained for another threat does.
     This attack starts outside: at random noise of norm `radius`, from which it ascends the margin until the image is
-    misclassified, for six steps at most. Then it takes the steps of FAB (Croce and Hein 2020, arXiv:1907.02044, equations 5 to 9) on the
-    boundary with the class found there: where the iterate is adversarial it is first drawn towards the clean image.
+    misclassified, for six steps at most. Then it takes the steps of FAB (Croce and Hein 2020, arXiv:1907.02044,
+    equations 5 to 9) on the boundary with the class found there: where the iterate is adversarial it is first drawn
+    towards the clean image.
 
     Args:
         steps: gradient queries per restart, >= 1; one forward and one backward pass each.

@@ -35,7 +35,7 @@ class Residual(nn.Module):
         return F.relu(self.norms[1](self.second(y)) + self.shortcut(x))
 
 
-def resnet(channels: int, size: int) -> nn.Module:
+def resnet(channels: int, _size: int) -> nn.Module:
     """Three residual blocks of 16, 32 and 64 channels."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),

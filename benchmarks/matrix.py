@@ -30,11 +30,12 @@ from .parts import ROOT, Whole, folder
 IMAGES = 100
 FEW = 600  # passes per image: below, the reference ends at once, and `auto` may take a tenth of this
 L0_REFERENCE = ("sigma-zero", "fmn", "jsma", "pointwise")
+RESNET20 = f"{ROOT / 'benchmarks' / 'resnet20.py'}:make"
 # Networks trained elsewhere: data set, factory, weights.
 SHIPPED = {
     "mnist-fast-at": ("mnist", "small-cnn", "mnist-fast-at/fgsm.pth"),
     "mnist-certified": ("mnist", "small-cnn", "mnist-certified/mnist.pth"),
-    "cifar10-resnet20": ("cifar10", f"{ROOT / 'benchmarks' / 'resnet20.py'}:make", "cifar10-resnet20/resnet20-12fca82f.th"),
+    "cifar10-resnet20": ("cifar10", RESNET20, "cifar10-resnet20/resnet20-12fca82f.th"),
 }  # fmt: skip
 MATRIX: dict[str, dict[str, tuple[float, ...]]] = {
     "mnist-fast-at": {"linf": (0.1, 0.3, 0.35), "l2": (1.0, 1.5, 2.0), "l1": (5.0, 10.0), "l0": (10,)},
@@ -206,7 +207,7 @@ def summary(pairs: Sequence[tuple[Measured, Measured]]) -> str:
     higher = sum(sum(found.robust) > sum(other.robust) for found, other in pairs)
     kept = sum(_kept(found, other) for found, other in pairs)
     return (
-        f"{len(pairs)} cells: `auto` above AutoAttack in {higher}; passes, median ratio {statistics.median(ratios):.3f}, "
+        f"{len(pairs)} cells: `auto` above AutoAttack in {higher}; passes: median {statistics.median(ratios):.3f}, "
         f"largest {max(ratios):.3f}; CPU time {statistics.median(times):.3f} and {max(times):.3f}; {kept} within limits"
     )
 

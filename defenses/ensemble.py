@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_lite.defense import InferenceDefense, with_gradient_of
 from robustbench_lite.errors import UserError
+from robustbench_lite.foreign import ask
 from robustbench_lite.models.weights import written_files
 
 RULES = ("mean", "majority")
@@ -78,7 +79,7 @@ class Mean(nn.Module):
 
     def answers(self, x: Tensor) -> Tensor:
         """The logarithms of what each says, (M, N, K)."""
-        return torch.stack([model(x).log_softmax(1) for model in self.models])
+        return torch.stack([ask(model, x).log_softmax(1) for model in self.models])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""

@@ -206,7 +206,7 @@ class Chain:
                 if last or not len(entry.y):
                     yield _bare(entry), x
                     continue
-                entry = _with_ends(entry, self.parts[self.part][0])
+                entry = _with_ends(entry, x, self.parts[self.part][0])
                 goes = self._next(entry)
                 for part in torch.unique(goes).tolist():
                     if part < len(self.parts):
@@ -316,7 +316,7 @@ def _bare(entry: Entry) -> Entry:
     return replace(entry, ends=None, ends_missing=None, nearest=None, nearest_distance=None)
 
 
-def _with_ends(entry: Entry, part: Part) -> Entry:
+def _with_ends(entry: Entry, x: Tensor, part: Part) -> Entry:
     """With what this part ended at, where that is nearer to the goal; a minimal one looks elsewhere."""
     known = entry.ends_missing
     if known is None:
@@ -331,6 +331,8 @@ def _with_ends(entry: Entry, part: Part) -> Entry:
         known = known.index_copy(
             1, torch.tensor([column], device=known.device), torch.minimum(known[:, column], entry.missing).unsqueeze(1)
         )
+    if entry.nearest is None:
+        entry = replace(entry, nearest=x, nearest_distance=torch.full_like(entry.missing, torch.inf))
     return replace(entry, ends=ends, ends_missing=known)
 
 

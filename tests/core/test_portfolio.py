@@ -189,7 +189,7 @@ def test_a_search_is_passed_by_where_searches_do_worse_and_what_comes_after_is_n
             Part(search),
             Part(search, hope=0.2),
             Part(gradient, hope=0.2),
-            Part(search, hope=0.1, warm=True),
+            Part(search, hope=0.1, warm="margin"),
         )
     )
     entry, _ = next(

@@ -135,16 +135,12 @@ class Auto(Portfolio):
         if self.effort == "quick":
             return Part(ascent), Part(APGDT(steps=20, classes=2), hope=0.5)
         inward = Inward(steps=80, restarts=1, radius=20 * threat.eps or None, shrink=0.87, eta=1.5)
-        near = MD(steps=10, restarts=1, first_stage=0.0, step_share=0.3, random_start=False)
         standard = (
             Part(ascent),
             Part(inward),
-            Part(near, max_distance=1.5, warm="nearest"),
             Part(replace(inward, restarts=2), max_distance=3.0),
-            Part(near, max_distance=1.3, warm="nearest"),
             Part(APGDT(steps=40, classes=3), hope=0.6),
             Part(replace(inward, restarts=3), max_distance=1.4),
-            Part(near, max_distance=1.2, warm="nearest"),
             Part(replace(ascent, steps=100, restarts=2), hope=0.3),
             Part(Square(steps=100, proposals=4), hope=0.3),
             Part(APGDT(steps=100, classes=4), hope=0.15),

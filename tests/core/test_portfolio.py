@@ -197,6 +197,7 @@ def test_a_search_is_passed_by_where_searches_do_worse_and_what_comes_after_is_n
     )
     entry = take(entry, torch.zeros(5, dtype=torch.int64))
     ends = torch.tensor([[0.15, 0.3], [0.15, 0.9], [0.05, 0.9], [0.5, 0.9], [0.5, 0.4]]).double()
+    ends = torch.cat([ends, torch.full((5, 1), torch.inf).double()], 1)
     entry = replace(
         entry,
         attacked=torch.ones(5, dtype=torch.bool),

@@ -51,7 +51,7 @@ def test_the_images_of_the_inner_defense_are_made_once() -> None:
     x, y = batch()
     trainer = trainer_of(perturb=perturb)
     AWP().loss(network(), x, y, inner, trainer)
-    assert len(made) == 1 and len(seen) == 2 and seen[0] is seen[1]
+    assert len(made) == 1 and len(seen) == 2 and torch.equal(*seen)
 
 
 def test_a_training_with_it_repeats_itself_and_differs() -> None:

@@ -24,7 +24,7 @@ Effort = Literal["quick", "standard", "exhaustive"]
 
 @dataclass(frozen=True)
 class Auto(Portfolio):
-    """Robust accuracy at most that of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), for a tenth of its passes.
+    """Robust accuracy near that of AutoAttack (Croce and Hein 2020, arXiv:2003.01690), for a tenth of its passes.
 
     The reference spends most of its passes on samples that no attack moves. Here each part is short, and is run on the
     samples for which it is promising. Three families take turns. Gradient ascents, and random search, enter by the
@@ -42,6 +42,7 @@ class Auto(Portfolio):
             also AutoAttack's own targeted ascents and searches.
 
     In l1 the ascents are those of AutoAttack for l1, in l0 there are minimum-norm attacks alone (`sigma-zero`, `fmn`).
+    In linf and l2 it was measured at or below AutoAttack, in l1 above it (docs/benchmarks.md).
     """
 
     name: ClassVar[str] = "auto"

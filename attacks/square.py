@@ -199,7 +199,7 @@ class Square(Attack):
         return torch.cat([corner(0), corner(2), (drawn[..., 4:5] < 0.5).long(), signs], 3)
 
     def _choices(self, batch: Batch, state: SquareState) -> tuple[Tensor, Tensor, Tensor]:
-        """The plan, made anew for whoever is past its end, and its choices for this step, (N * P, F)."""
+        """The plan, drawn again for samples past its end, and its choices for this step, (N * P, F)."""
         planned, plan, length = state.planned, state.plan, state.plan.shape[1]
         ahead = batch.step - planned
         if int(ahead.max()) >= length:

@@ -246,3 +246,38 @@ def test_the_plain_loop_trains_the_same_network_and_learns(benchmarks: Any) -> N
         assert torch.equal(seen.sort().values, y.sort().values)
     plain.train(network, plain.from_memory(x, y, 0), 4, 25)
     assert (network(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_the_matrix_counts_what_was_missed_and_keeps_the_reference(
+    benchmarks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = benchmarks("matrix")
+    monkeypatch.setenv("RBL_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).eval().requires_grad_(False)
+    x = torch.rand(6, 1, 4, 4)
+    y = model(x).argmax(1)
+    cell = matrix.Cell("net", "linf", 0.05)
+    first = matrix.reference(model, x, y, cell)
+    monkeypatch.setattr(matrix, "attacked", None)  # a second look finds it in the cache
+    assert matrix.reference(model, x, y, cell) == first
+    worse = matrix.Measured([True] * 6, first.passes, first.seconds)
+    better = matrix.Measured([False] * 6, 1.0, 0.0)
+    row = dict(zip(matrix.HEADS, matrix.row(cell, worse, better), strict=True))
+    assert row["missed"] == "0 1 2 3 4 5" and row["found alone"] == "0" and row["within"] == "no"
+    row = dict(zip(matrix.HEADS, matrix.row(cell, better, worse), strict=True))
+    assert row["missed"] == "-" and row["found alone"] == "6" and row["within"] == "yes"
+    assert "above AutoAttack in 1" in matrix.summary([(worse, better), (better, worse)])
+
+
+def test_every_network_of_the_matrix_is_known(benchmarks: Any) -> None:
+    matrix, nets = benchmarks("matrix"), benchmarks("nets")
+    assert set(matrix.MATRIX) <= {*matrix.SHIPPED, *nets.RECIPES}
+    assert len(list(matrix.cells())) >= 40
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "resnet", "vit"])
+def test_architectures_take_both_sizes(architecture: str, benchmarks: Any) -> None:
+    build = benchmarks("architectures").ARCHITECTURES[architecture]
+    for channels, size in ((1, 28), (3, 32)):
+        assert build(channels, size).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)

@@ -210,3 +210,46 @@ def test_a_search_is_passed_by_where_searches_do_worse_and_what_comes_after_is_n
     assert chain._next(entry).tolist() == [2, 3, 3, 5, 2]
     chain.part = 3
     assert chain._next(entry).tolist() == [5, 5, 4, 5, 4]
+
+
+def test_a_search_from_outside_enters_by_distance_and_where_ascents_promise_less() -> None:
+    entry, _ = next(
+        (entry, x) for entry, x in make(Three(), count=4, threat=Threat("linf", 1e-9)).run() if len(entry.y)
+    )
+    entry = take(entry, torch.zeros(5, dtype=torch.int64))
+    # Ascents lowered the margin from 1 to these: at this rate the goal is at 1.25, 10, 1.25, 10 and 10 eps.
+    missed = torch.tensor([0.2, 0.9, 0.2, 0.9, 0.9]).double()
+    inf = torch.full((5,), torch.inf).double()
+    entry = replace(
+        entry,
+        margin=torch.ones(5).double(),
+        eps=torch.full((5,), 2.0),
+        ends_missing=torch.stack([missed, inf, inf], 1),
+        nearest=entry.adversarial,
+        nearest_distance=2 * torch.tensor([1.2, 1.4, 1.4, 3.0, torch.inf]).double(),
+    )
+    assert Part(PGD(), max_distance=1.5).enters(entry).tolist() == [True, True, False, False, False]
+    assert Part(PGD(), max_distance=3.0).enters(entry).tolist() == [True, True, False, True, True]
+    # A short ascent from the nearest example asks for the distance alone.
+    assert Part(PGD(), max_distance=1.5, warm="nearest").enters(entry).tolist() == [True, True, True, False, False]
+
+
+def test_a_part_begins_at_the_nearest_example_projected_into_the_ball() -> None:
+    threat = Threat("linf", 0.02)
+    begins: list[torch.Tensor] = []
+
+    @dataclass(frozen=True)
+    class Begins(PGD):
+        def start(self, query: Any, batch: Any) -> Any:
+            begins.append(batch.ball.distance(batch.origin))
+            return super().start(query, batch)
+
+    @dataclass(frozen=True)
+    class Outside(Three):
+        def parts(self, threat: Threat) -> tuple[Attack | Part, ...]:  # type: ignore[override]
+            return nearing(), Part(Begins(steps=1), max_distance=1e9, warm="nearest")
+
+    finish(make(Outside(), threat=threat))
+    distance = torch.cat(begins)
+    # On the ball's edge, but for the pixels that the valid range stops.
+    assert len(distance) and (distance <= 0.02).all() and float(distance.median()) > 0.019

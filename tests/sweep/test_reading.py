@@ -34,7 +34,11 @@ OLD = 'datasets = ["digits"]'
         ('["mlp"]', '[{ name = "mlp", weight = "x.pt" }]', ["unknown key 'models[1].weight'", "did you mean weights?"]),
         ('["linf 0.1"]', '["l7 0.1"]', ["threats[1]", "l7"]),
         ('["linf 0.1"]', '[{ norm = "linf", eps = "much" }]', ["threats[1]", "eps", "much"]),
-        ('"label-smoothing"]', '"mixup"]\nthreats = ["l1 3"]', ["attacks[3], adaptive of mixup", "auto", "l1"]),
+        (
+            '"label-smoothing"]',
+            '"label-smoothing"]\nthreats = ["l0 3"]',
+            ["of label-smoothing", "apgd-t", "l0"],
+        ),
         ('"fgsm"', '"fsgm"', ["attacks[1]", "did you mean fgsm?"]),
         ("{ steps = 3 }", "{ step = 3 }", ["attacks[2]", "step", "did you mean"]),
         ('"fgsm"', '"transfer:pgd"', ["attacks[1].surrogates must be given for transfer:pgd"]),

@@ -1,0 +1,97 @@
+"""Inward search: near the closed-form optimum, on every restart an image of its own, and where ascent stalls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import robustbench_lite as rbl
+from robustbench_lite.attacks.inward import Inward
+from robustbench_lite.data import balanced_subset
+from robustbench_lite.errors import UserError
+
+from .test_fab import EPS, _distance, _linear, _optimum
+
+NORMS = ["linf", "l2", "l1"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_comes_near_the_optimum_and_never_below(norm: str) -> None:
+    model, weight, x = _linear()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attack = Inward(steps=80, restarts=2)
+    rows = rbl.evaluate(model, x, y, attack=attack, norm=norm, eps=EPS[norm], checks=False).samples
+    distance, optimum = _distance(rows, norm), _optimum(model, weight, x, y, norm)
+    assert (rows.adversarial_prediction != rows.label).all()
+    assert (distance >= optimum * (1 - 1e-4)).all()
+    inside = (optimum > 0.005) & (optimum < (0.3 if norm == "l1" else 10))
+    assert int(inside.sum()) > 8
+    # The class is that of the start, which need not be the nearest one.
+    assert float((distance / optimum)[inside].median()) < 1.5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_target_is_reached_and_the_cost_is_a_gradient_a_step(norm: str) -> None:
+    model, _, x = _linear()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    attack = Inward(steps=30, restarts=1)
+    found = rbl.evaluate(model, x, y, attack=attack, norm=norm, eps=EPS[norm], target="next", checks=False)
+    rows = found.samples
+    reached = rows.adversarial_prediction == (rows.label + 1) % 4
+    assert reached.mean() > 0.9
+    assert (rows.backwards == 30).all()
+
+
+def test_more_restarts_are_never_farther() -> None:
+    model, _, x = _linear()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    distance = [
+        _distance(
+            rbl.evaluate(
+                model, x, y, attack=Inward(steps=20, restarts=restarts), norm="l2", eps=1.0, checks=False
+            ).samples,
+            "l2",
+        )
+        for restarts in (1, 3)
+    ]
+    assert (distance[1] <= distance[0]).all() and (distance[1] < distance[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"restarts": 0}, "restarts must be >= 1, got 0"),
+        ({"radius": 0.0}, "radius must be > 0, got 0"),
+        ({"shrink": 1.0}, "shrink must be in"),
+        ({"alpha_max": 1.5}, "alpha_max must be in"),
+        ({"eta": 0.9}, "eta must be >= 1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Inward(**options)  # type: ignore[arg-type]
+
+
+# On these 40 images AutoAttack leaves 1 and 3, `auto` 1 and 5.
+@pytest.mark.parametrize(("weights", "most"), [("mnist-fast-at/fgsm.pth", 3), ("mnist-certified/mnist.pth", 6)])
+def test_auto_finds_what_masked_gradients_hide(
+    weights: str, most: int, shared_data: Path, shared_weights: Path
+) -> None:
+    """Networks trained for linf, in l2: PGD leaves most images, AutoAttack and `auto` hardly any."""
+    data = rbl.load_dataset("mnist", data_dir=shared_data)
+    model = rbl.load_model("small-cnn", n_classes=10, shape=data.shape, weights=str(shared_weights / weights)).module
+    index = balanced_subset(data.labels, 40)
+    x, y = data.images(index), data.labels[index]
+    left = {
+        name: int((rows.correct & ~rows.success).sum())
+        for name in ("pgd", "auto")
+        for rows in [rbl.evaluate(model, x, y, attack=name, norm="l2", eps=2.0, checks=False).samples]
+    }
+    assert left["auto"] <= most
+    assert left["pgd"] > 2 * most

@@ -135,13 +135,14 @@ class Auto(Portfolio):
         ascent = APGDCE(steps=40)
         if self.effort == "quick":
             return Part(ascent), Part(APGDT(steps=20, classes=2), hope=0.5)
-        inward = Inward(steps=80, restarts=1, radius=20 * threat.eps or None, shrink=0.87, eta=1.5)
+        inward = Inward(steps=60, restarts=1, radius=30 * threat.eps or None, shrink=0.75, alpha_max=0.1, eta=2.5)
         standard = (
             Part(ascent),
             Part(inward),
             Part(replace(inward, restarts=2), max_distance=3.0),
             Part(APGDT(steps=40, classes=3), hope=0.6),
-            Part(replace(inward, restarts=3), max_distance=1.4),
+            Part(replace(inward, restarts=4), max_distance=1.5),
+            Part(replace(inward, steps=80, restarts=6), max_distance=1.2),
             Part(replace(ascent, steps=100, restarts=2), hope=0.3),
             Part(Square(steps=100, proposals=4), hope=0.3),
             Part(APGDT(steps=100, classes=4), hope=0.15),

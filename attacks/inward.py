@@ -139,9 +139,10 @@ class Inward(Attack):
         return replace(state, iterate=moved, inward=torch.where(seeking, state.inward, state.inward + 1))
 
     def _inward(self, ball: Ball, z: Tensor, share: Tensor, value: Tensor, normal: Tensor) -> Tensor:
-        """The iterate drawn to the clean image by `share`, then projected as FAB does."""
+        """The iterate drawn to `share` of its distance, by the projection on that ball, then projected as FAB does."""
         x, slope = ball.x, normal.double()
-        now = torch.lerp(x, z, per_row(share, z))
+        smaller = type(ball)(x, (ball.distance(z) * share).float(), ball.low, ball.high)
+        now = torch.where(per_row(share < 1, z), smaller.project(z), z)
         ahead = value + (slope * (now.double() - z.double())).flatten(1).sum(1)
         clean = value + (slope * (x.double() - z.double())).flatten(1).sum(1)
         change = to_hyperplane(

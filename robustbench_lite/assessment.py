@@ -15,6 +15,7 @@ from .models.identity import tensors_sha256
 from .network import Network, Noise
 from .plan import Plan, check_images
 from .portfolio import Portfolio
+from .preprocessing_check import check_preprocessing
 from .registry import load
 from .reliability import Checked, Finding, decide, next_step
 from .row_checks import Rows, check_rows
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _NEAR, _SPREAD = 16, 8  # images of the second look: nearest to falling, and of the others
 _SHARE = 0.1  # of those that stand, which are near
+_PREPARED = 64  # clean images that are shown prepared in other ways
 _AGAIN = 512  # clean images that are asked again at most
 
 
@@ -64,8 +66,13 @@ def judged(
     rows = rows_of(plan, columns)
     known = {finding.reason for finding in checked.findings}
     after = Checked([f for f in check_rows(rows) if f.reason not in known] if plan.shard is None else [])
-    images = 0
+    images, passes = 0, 0
     if plan.checks:
+        found, passes = _preprocessing(plan, columns, network)
+        # What the network is given comes first: at chance it may be the reason.
+        chance = any(finding.invalid for finding in after.findings)
+        after.findings[:0] = [dataclasses.replace(f, invalid=chance and f.fatal) for f in found]
+        after.ran.append("preprocessing")
         if not plan.stated.randomized and not any(f.fatal for f in checked.findings):
             after.add("repeated answers", _again(plan, network, columns))
         scene = Scene(network, plan.threat, _subjects(plan, columns, network.device), plan.draws[1])
@@ -88,7 +95,7 @@ def judged(
     bound = upper_bound(attack, limited=plan.max_queries is not None) if rows.survived.any() else None
     verdict = decide(every, checked=plan.checks, bound=bound)
     calls = {
-        "check_forwards": specification.calls["check_forwards"] + network.forward_rows - before[0],
+        "check_forwards": specification.calls["check_forwards"] + network.forward_rows - before[0] + passes,
         "check_backwards": specification.calls["check_backwards"] + network.backward_rows - before[1],
     }
     return dataclasses.replace(
@@ -123,6 +130,21 @@ def _stronger(plan: Plan) -> str:
     if fits and not any(isinstance(attack, Portfolio) for attack in attacks):
         return "--attack auto"
     return "--attack pgd --steps 200 --restarts 5"
+
+
+def _preprocessing(plan: Plan, columns: dict[str, Tensor], network: Network) -> tuple[list[Finding], int]:
+    """What `check_preprocessing` finds on some clean images, without defenses, and the forward passes it took."""
+    shape = (plan.data.shape[0], plan.data.shape[1], plan.data.shape[2])
+    if any(defense.seen_shape(shape) != shape for defense in plan.inference):
+        return [], 0  # the network proper does not take these images
+    chosen = _spread(torch.arange(len(columns["index"])), _PREPARED)
+    x = plan.data.images(columns["index"][chosen]).to(network.device)
+    bare = Network(plan.model.module, device=network.device, max_batch=plan.batch_size)
+    rows = torch.arange(len(x), device=network.device)
+    noise = Noise(Stream(rows), torch.zeros_like(rows))
+    stated = {"mean", "std"} & set(plan.model.preprocessing)
+    found = check_preprocessing(lambda z: bare.logits(z, noise), x, columns["y"][chosen], stated=bool(stated))
+    return found, bare.forward_rows
 
 
 def _again(plan: Plan, network: Network, columns: dict[str, Tensor]) -> list[Finding]:

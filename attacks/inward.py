@@ -18,6 +18,7 @@ from robustbench_lite.query import Query
 from robustbench_lite.rows import per_row, take
 from robustbench_lite.threat import Ball, Threat
 
+_EVERYWHERE = 1e30  # radius of the ball that is the whole box
 _SEEK = 6  # steps of ascent for an adversarial start, at most
 _RADIUS = {"linf": 0.3, "l2": 3.0, "l1": 30.0}
 
@@ -28,7 +29,8 @@ class InwardState(State):
 
     `candidate` is the nearest adversarial example of this restart, or the clean image. iterate: (N, C, H, W), the next
     image to be asked about. nearest: (N,) float64, the candidate's distance, inf for none. aim: (N,) int64, the class
-    of the adversarial start, -1 as long as none is found. inward: (N,) int64, steps taken since then.
+    beyond the boundary, -1 as long as none is chosen. inward: (N,) int64, steps taken since the adversarial start, -1
+    before it.
     """
 
     iterate: Tensor
@@ -51,12 +53,15 @@ class Inward(Attack):
         steps: gradient queries per restart, >= 1; one forward and one backward pass each.
         restarts: random starts, >= 1; the nearest of all counts. Every second one begins twice as far away.
         radius: norm of the first starts, in the norm of the threat, > 0; by default 0.3 (linf), 3 (l2), 30 (l1).
+        reach: the same in multiples of each sample's eps, > 0, in place of radius.
         shrink: share of an adversarial perturbation that the first step inward keeps, in (0, 1); it grows to 0.95.
         alpha_max: largest share of the clean image's own projection in the mixture, in [0, 1].
+        spread: whether the restarts after the first seek a class of their own each, in the order of the logits at the
+            start; the first, or without it each, takes the class that comes first.
         eta: how far beyond the boundary a projection goes, in shares of its length, >= 1.
 
     Departures from FAB: the start; one gradient query per step, which also judges the iterate; the growing share; the
-    class is that of the start.
+    class is that of the start; one class for each restart.
     """
 
     name: ClassVar[str] = "inward"
@@ -68,16 +73,22 @@ class Inward(Attack):
     steps: int = 45
     restarts: int = 3
     radius: float | None = None
+    reach: float | None = None
     shrink: float = 0.7
     alpha_max: float = 0.2
     eta: float = 1.05
+    spread: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.radius is not None and not self.radius > 0:
-            raise UserError(f"radius must be > 0, got {self.radius:g}")
+        for name in ("radius", "reach"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be > 0, got {value:g}")
+        if self.radius is not None and self.reach is not None:
+            raise UserError("radius and reach are two ways to say one thing; give one of them")
         if not 0 < self.shrink < 1:
             raise UserError(f"shrink must be in (0, 1), got {self.shrink:g}")
         if not 0 <= self.alpha_max <= 1:
@@ -99,6 +110,12 @@ class Inward(Attack):
         """One gradient query per step."""
         return self.steps * self.restarts, self.steps * self.restarts
 
+    def ball(self, threat: Threat, x: Tensor, eps: Tensor | None = None) -> Ball:
+        """The whole box; with `reach` the ball of the farthest starts."""
+        each = threat.each(len(x)).to(x) if eps is None else eps
+        whole = torch.full_like(each, _EVERYWHERE)
+        return threat.around(x, whole if self.reach is None else torch.where(each > 0, 2 * self.reach * each, whole))
+
     def start(self, query: Query, batch: Batch) -> InwardState:
         """Random noise in the distant ball."""
         return InwardState(
@@ -106,7 +123,7 @@ class Inward(Attack):
             iterate=self._distant(batch).random(batch.stream),
             nearest=torch.full_like(batch.ball.eps, torch.inf, dtype=torch.float64),
             aim=torch.full_like(batch.y, -1),
-            inward=torch.zeros_like(batch.y),
+            inward=torch.full_like(batch.y, -1),
         )
 
     def step(self, query: Query, batch: Batch, state: InwardState) -> InwardState:  # type: ignore[override]
@@ -117,15 +134,22 @@ class Inward(Attack):
         value = gap(answer.logits, batch.y, batch.targets, state.aim).double()
         distance = batch.ball.distance(z)
         nearer = adversarial & (distance < state.nearest)
-        found = (state.aim < 0) & (adversarial | (batch.step >= _SEEK))
-        other = answer.logits.scatter(1, batch.y.unsqueeze(1), -torch.inf).argmax(1)
+        others = answer.logits.scatter(1, batch.y.unsqueeze(1), -torch.inf)
+        aim = state.aim
+        if batch.targets is None:
+            aim = torch.where(batch.step == 0, self._sought(batch, others), aim)
+        seeking = state.inward < 0
+        # A class that was chosen is sought until the iterate is of it.
+        there = adversarial & ((aim < 0) | (others.argmax(1) == aim))
+        begins = seeking & (there | (batch.step >= _SEEK))
         state = replace(
             state,
             candidate=torch.where(per_row(nearer, z), z, state.candidate),
             nearest=torch.where(nearer, distance, state.nearest),
-            aim=torch.where(found, other, state.aim),
+            aim=torch.where(begins & (aim < 0), others.argmax(1), aim),
+            inward=torch.where(begins, 0, state.inward),
         )
-        seeking = state.aim < 0
+        seeking = state.inward < 0
         moved = z.clone()
         out, inside = seeking.nonzero()[:, 0], (~seeking).nonzero()[:, 0]
         if len(out):
@@ -137,6 +161,13 @@ class Inward(Attack):
             linear = value[inside], answer.gradient[inside]
             moved[inside] = self._inward(take(batch.ball, inside), z[inside], share, *linear)
         return replace(state, iterate=moved, inward=torch.where(seeking, state.inward, state.inward + 1))
+
+    def _sought(self, batch: Batch, others: Tensor) -> Tensor:
+        """The class that this restart seeks, (N,): -1 for any; others: logits (N, K), that of the label -inf."""
+        rank = batch.attempt % others.shape[1] if self.spread else torch.zeros_like(batch.attempt)
+        order = others.argsort(dim=1, descending=True, stable=True)
+        chosen = order.gather(1, (rank - 1).clamp_min(0).unsqueeze(1))[:, 0]
+        return torch.where(rank == 0, -1, chosen)
 
     def _inward(self, ball: Ball, z: Tensor, share: Tensor, value: Tensor, normal: Tensor) -> Tensor:
         """The iterate drawn to `share` of its distance, by the projection on that ball, then projected as FAB does."""
@@ -161,8 +192,9 @@ class Inward(Attack):
     def _distant(self, batch: Batch) -> Ball:
         """The ball of the starts around each clean image."""
         ball = batch.ball
-        radius = _RADIUS[ball.norm] if self.radius is None else self.radius
-        eps = torch.where(batch.attempt % 2 == 0, radius, 2 * radius).to(ball.eps)
+        first = torch.full_like(ball.eps, self.radius or _RADIUS[ball.norm])
+        first = torch.where(ball.eps < _EVERYWHERE, ball.eps / 2, first)
+        eps = torch.where(batch.attempt % 2 == 0, first, 2 * first)
         if ball.norm == "linf":
             eps = eps.clamp_max(ball.high - ball.low)
         return type(ball)(ball.x, eps, ball.low, ball.high)

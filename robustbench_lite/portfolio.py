@@ -19,6 +19,7 @@ from .rows import concat, per_row, take, to_tensors
 from .threat import Threat
 
 _UNKNOWN = 2.0  # `Part.max_distance` from which samples enter of which no adversarial example is known
+_CLEAR, _AGREED = 1.12, 1.1  # of `_settled`: from this multiple of eps, and within this factor of each other
 _COHORT = 4096  # images at most that wait for the next part, twice in memory
 
 
@@ -39,12 +40,15 @@ class Part:
             minimum-norm parts found; inf for all. With a finite one `hope` is not asked, and a part that begins anew
             enters only where that example is nearer than ascents promise (`_promised`): elsewhere these do better.
             Samples without such an example enter from 2 on.
+        doubted: Whether only samples enter whose distance is in doubt: not those of which ascents and minimum-norm
+            parts agree how far the nearest adversarial example is, and that it is clearly beyond eps (`_settled`).
         warm: Where an attack that draws no start of its own begins (`engine.Warm`, `Batch.origin`).
     """
 
     attack: Attack
     hope: float = 1.0
     max_distance: float = math.inf
+    doubted: bool = False
     warm: Warm = ""
 
     @staticmethod
@@ -55,12 +59,16 @@ class Part:
     @property
     def for_all(self) -> bool:
         """Whether every surviving sample enters."""
-        return self.hope >= 1 and math.isinf(self.max_distance)
+        return self.hope >= 1 and math.isinf(self.max_distance) and not self.doubted
 
     def enters(self, entry: Entry) -> Tensor:
         """Which surviving samples this part is run on, (N,) bool."""
         if self.for_all or entry.targets.shape[1]:
             return torch.ones_like(entry.attacked)
+        promising = self._promising(entry)
+        return promising & ~_settled(entry) if self.doubted else promising
+
+    def _promising(self, entry: Entry) -> Tensor:
         if math.isfinite(self.max_distance):
             if entry.nearest_distance is None:
                 return torch.zeros_like(entry.attacked)
@@ -367,6 +375,18 @@ def _promised(entry: Entry) -> Tensor:
     return entry.eps.double() * entry.margin / fallen
 
 
+def _settled(entry: Entry) -> Tensor:
+    """Where two families agree how far the nearest adversarial example is, and that it is beyond eps, (N,) bool.
+
+    The one found it, the other promises it. A network that masks its gradients does so for the ascents alone.
+    """
+    if entry.nearest_distance is None:
+        return torch.zeros_like(entry.attacked)
+    nearest, promised = entry.nearest_distance, _promised(entry)
+    near, far = torch.minimum(nearest, promised), torch.maximum(nearest, promised)
+    return (near > _CLEAR * entry.eps.double()) & (far < _AGREED * near)
+
+
 def _misled(entry: Entry) -> Tensor:
     """Who came nearer to the goal without gradients than with them, (N,) bool."""
     assert entry.ends_missing is not None
@@ -390,10 +410,12 @@ def _with_ends(entry: Entry, x: Tensor, part: Part) -> Entry:
         ends = torch.where(per_row(better, ends), entry.adversarial, ends)
         # A search that began where a gradient had led is no witness against it.
         source = "gradient" if part.warm or part.attack.access == "gradient" else "search"
-        column = Entry.SOURCES.index("nearest" if part.warm == "nearest" else source)
-        known = known.index_copy(
-            1, torch.tensor([column], device=known.device), torch.minimum(known[:, column], entry.missing).unsqueeze(1)
-        )
+        column = torch.full_like(entry.y, Entry.SOURCES.index("nearest" if part.warm == "nearest" else source))
+        if part.warm == "margin":
+            # What begins where a part from the nearest example ended goes on from there.
+            column = torch.where(known[:, 2] < known[:, :2].amin(1), 2, column)
+        lower = torch.minimum(known.gather(1, column.unsqueeze(1)), entry.missing.unsqueeze(1))
+        known = known.scatter(1, column.unsqueeze(1), lower)
     if entry.nearest is None:
         entry = replace(entry, nearest=x, nearest_distance=torch.full_like(entry.missing, torch.inf))
     return replace(entry, ends=ends, ends_missing=known)

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 import robustbench_lite as rbl
-from robustbench_lite.attacks.inward import Inward
+from robustbench_lite.attack import Batch
+from robustbench_lite.attacks.inward import Inward, InwardState
 from robustbench_lite.data import balanced_subset
 from robustbench_lite.errors import UserError
+from robustbench_lite.query import Query
+from robustbench_lite.threat import Threat
 
+from ..core.nets import images, labels_of, mlp
 from .test_fab import EPS, _distance, _linear, _optimum
 
 NORMS = ["linf", "l2", "l1"]
@@ -95,3 +99,56 @@ def test_auto_finds_what_masked_gradients_hide(
     }
     assert left["auto"] <= most
     assert left["pgd"] > 2 * most
+
+
+def test_starts_are_as_far_as_reach_times_each_samples_own_eps() -> None:
+    x, eps = images(12), torch.cat([torch.full((6,), 0.2), torch.full((6,), 0.4)])
+    ball = Inward(reach=3.0).ball(Threat("l2", 1.0), x, eps)
+    assert torch.allclose(ball.eps, 6 * eps)
+    assert (Inward().ball(Threat("l2", 1.0), x, eps).eps > 1e20).all()
+    model = mlp(scale=4.0)
+    y = labels_of(model, x)
+    options = {"steps": 12, "restarts": 2, "reach": 2.0}
+    found = [
+        rbl.evaluate(model, x[:n], y[:n], attack="inward", norm="l2", eps=eps[:n], attack_options=options, checks=False)
+        for n in (12, 6)
+    ]
+    assert found[0].adversarial is not None and found[1].adversarial is not None
+    assert torch.allclose(found[0].adversarial[:6], found[1].adversarial, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reach": 0.0}, "reach must be > 0, got 0"),
+        ({"reach": 2.0, "radius": 1.0}, "radius and reach are two ways to say one thing"),
+    ],
+)
+def test_reach_and_radius_are_checked(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Inward(**options)  # type: ignore[arg-type]
+
+
+def test_each_restart_after_the_first_seeks_a_class_of_its_own() -> None:
+    model, x = mlp(classes=4, scale=4.0), images(1)
+    y = labels_of(model, x)
+    aims: list[list[int]] = []
+
+    class Seen(Inward):
+        name = "seen"
+
+        def step(self, query: Query, batch: Batch, state: InwardState) -> InwardState:  # type: ignore[override]
+            moved = super().step(query, batch, state)
+            if int(batch.step[0]) == 0:
+                aims.append(moved.aim.tolist())
+            return moved
+
+    for spread in (True, False):
+        aims.clear()
+        attack = Seen(steps=8, restarts=4, spread=spread, radius=0.01)
+        rbl.evaluate(model, x, y, attack=attack, norm="l2", eps=0.001, checks=False)
+        chosen = [aim for (aim,) in aims]
+        if spread:
+            assert chosen[0] == -1 and sorted(chosen[1:]) == sorted({0, 1, 2, 3} - {int(y)})
+        else:
+            assert chosen == [-1] * 4

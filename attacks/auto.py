@@ -103,7 +103,7 @@ class Auto(Portfolio):
         )
 
     def _l2(self, near: MD, polish: MD, search: Square) -> tuple[Part, ...]:
-        inward = Inward(steps=30, restarts=1, reach=2, alpha_max=0.1, eta=1.5)
+        inward = Inward(steps=30, restarts=1, reach=2)
         again = replace(inward, spread=False)
         return (
             Part(inward),
@@ -139,11 +139,12 @@ class Auto(Portfolio):
             # A search that has not moved from its start may do so from another.
             Part(replace(inward, reach=60), max_distance=99.0),
             Part(replace(ascent, restarts=4), hope=0.5),
+            Part(replace(ascent, steps=100), hope=0.35),
             Part(replace(inward, restarts=2), max_distance=2.0),
             Part(replace(inward, restarts=4), max_distance=1.3),
-            Part(replace(ascent, steps=25, restarts=6), hope=0.2),
+            Part(replace(ascent, steps=25, restarts=4), hope=0.2),
             Part(APGDT(steps=25, classes=3), hope=0.2),
-            Part(replace(ascent, steps=50, restarts=5), hope=0.08),
+            Part(replace(ascent, steps=60, restarts=5), hope=0.12),
             Part(APGDT(steps=80, classes=3), hope=0.06),
         )
         if self.effort == "standard":

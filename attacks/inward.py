@@ -20,7 +20,12 @@ from robustbench_lite.threat import Ball, Threat
 
 _EVERYWHERE = 1e30  # radius of the ball that is the whole box
 _SEEK = 6  # steps of ascent for an adversarial start, at most
-_RADIUS = {"linf": 0.3, "l2": 3.0, "l1": 30.0}
+# By norm, where they are not given.
+_DEFAULTS: dict[str, dict[str, float]] = {
+    "linf": {"radius": 0.3, "shrink": 0.7, "alpha_max": 0.2, "eta": 1.05},
+    "l2": {"radius": 3.0, "shrink": 0.7, "alpha_max": 0.1, "eta": 1.5},
+    "l1": {"radius": 30.0, "shrink": 0.8, "alpha_max": 0.2, "eta": 1.2},
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,13 @@ class Inward(Attack):
         radius: norm of the first starts, in the norm of the threat, > 0; by default 0.3 (linf), 3 (l2), 30 (l1).
         reach: the same in multiples of each sample's eps, > 0, in place of radius.
         shrink: share of an adversarial perturbation that the first step inward keeps, in (0, 1); it grows to 0.95.
-        alpha_max: largest share of the clean image's own projection in the mixture, in [0, 1].
+            By default 0.7, in l1 0.8.
+        alpha_max: largest share of the clean image's own projection in the mixture, in [0, 1]; by default 0.2, in
+            l2 0.1.
         spread: whether the restarts after the first seek a class of their own each, in the order of the logits at the
             start; the first, or without it each, takes the class that comes first.
-        eta: how far beyond the boundary a projection goes, in shares of its length, >= 1.
+        eta: how far beyond the boundary a projection goes, in shares of its length, >= 1; by default 1.05 (linf), 1.5
+            (l2), 1.2 (l1).
 
     Departures from FAB: the start; one gradient query per step, which also judges the iterate; the growing share; the
     class is that of the start; one class for each restart.
@@ -74,9 +82,9 @@ class Inward(Attack):
     restarts: int = 3
     radius: float | None = None
     reach: float | None = None
-    shrink: float = 0.7
-    alpha_max: float = 0.2
-    eta: float = 1.05
+    shrink: float | None = None
+    alpha_max: float | None = None
+    eta: float | None = None
     spread: bool = True
 
     def __post_init__(self) -> None:
@@ -89,11 +97,11 @@ class Inward(Attack):
                 raise UserError(f"{name} must be > 0, got {value:g}")
         if self.radius is not None and self.reach is not None:
             raise UserError("radius and reach are two ways to say one thing; give one of them")
-        if not 0 < self.shrink < 1:
+        if self.shrink is not None and not 0 < self.shrink < 1:
             raise UserError(f"shrink must be in (0, 1), got {self.shrink:g}")
-        if not 0 <= self.alpha_max <= 1:
+        if self.alpha_max is not None and not 0 <= self.alpha_max <= 1:
             raise UserError(f"alpha_max must be in [0, 1], got {self.alpha_max:g}")
-        if not self.eta >= 1:
+        if self.eta is not None and not self.eta >= 1:
             raise UserError(f"eta must be >= 1, got {self.eta:g}")
 
     @property
@@ -115,6 +123,11 @@ class Inward(Attack):
         each = threat.each(len(x)).to(x) if eps is None else eps
         whole = torch.full_like(each, _EVERYWHERE)
         return threat.around(x, whole if self.reach is None else torch.where(each > 0, 2 * self.reach * each, whole))
+
+    def _set(self, name: str, norm: str) -> float:
+        """The value of an option, by norm where it is not given; samples with an eps of their own leave it open."""
+        value = getattr(self, name)
+        return float(_DEFAULTS[norm][name] if value is None else value)
 
     def start(self, query: Query, batch: Batch) -> InwardState:
         """Random noise in the distant ball."""
@@ -156,7 +169,8 @@ class Inward(Attack):
             ball = take(self._distant(batch), out)
             moved[out] = ball.ascend(z[out], answer.gradient[out].clone(), ball.eps / 2)
         if len(inside):
-            share = self.shrink + (0.95 - self.shrink) * state.inward[inside].double() / self.steps
+            first = self._set("shrink", batch.ball.norm)
+            share = first + (0.95 - first) * state.inward[inside].double() / self.steps
             share = torch.where(adversarial[inside], share, 1.0).float()
             linear = value[inside], answer.gradient[inside]
             moved[inside] = self._inward(take(batch.ball, inside), z[inside], share, *linear)
@@ -185,15 +199,15 @@ class Inward(Attack):
             high=ball.high,
         )
         here, there = torch.split(length(change, ball.norm).clamp_min(1e-8), len(z))
-        alpha = per_row((here / (here + there)).clamp_max(self.alpha_max).float(), x)
-        mine, its = torch.split(change.mul_(self.eta), len(z))
+        alpha = per_row((here / (here + there)).clamp_max(self._set("alpha_max", ball.norm)).float(), x)
+        mine, its = torch.split(change.mul_(self._set("eta", ball.norm)), len(z))
         return ((now + mine) * (1 - alpha) + (x + its) * alpha).clamp_(ball.low, ball.high)
 
     def _distant(self, batch: Batch) -> Ball:
         """The ball of the starts around each clean image."""
         ball = batch.ball
-        first = torch.full_like(ball.eps, self.radius or _RADIUS[ball.norm])
-        first = torch.where(ball.eps < _EVERYWHERE, ball.eps / 2, first)
+        # Without `reach`, or with an eps of 0, the ball is the whole box.
+        first = torch.where(ball.eps < _EVERYWHERE, ball.eps / 2, self._set("radius", ball.norm))
         eps = torch.where(batch.attempt % 2 == 0, first, 2 * first)
         if ball.norm == "linf":
             eps = eps.clamp_max(ball.high - ball.low)

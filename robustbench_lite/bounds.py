@@ -71,6 +71,9 @@ class Bounds:
 
         x: (N, C, H, W) in [0, 1]; y: (N,). eps: in pixels (l0: a count). The ball is cut by [0, 1].
         """
+        if not len(x):
+            nothing = torch.zeros((0, self.classes - 1), dtype=torch.float64, device=x.device)
+            return nothing, nothing
         found = [self._margins(x[rows], y[rows], norm, eps) for rows in _parts(len(x), self.rows)]
         return torch.cat([margin for margin, _ in found]), torch.cat([slack for _, slack in found])
 

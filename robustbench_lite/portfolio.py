@@ -77,7 +77,7 @@ class Part:
                 return near
             unknown = torch.isinf(entry.nearest_distance) & (self.max_distance >= _UNKNOWN)
             return (near & (entry.nearest_distance < _promised(entry))) | unknown
-        if entry.ends_missing is None:
+        if self.hope >= 1 or entry.ends_missing is None:
             return torch.ones_like(entry.attacked)
         without = entry.ends_missing[:, 1]
         near = entry.ends_missing.amin(1) <= self.hope * entry.margin

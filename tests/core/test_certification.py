@@ -251,3 +251,12 @@ def test_a_wrong_argument_is_told_in_one_line(given: dict[str, Any], told: str) 
     with pytest.raises(UserError, match=f"^{told}") as caught:
         rbl.certify(small(), *images(2), **given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["crown", "interval"])
+def test_a_network_that_is_right_for_no_image_certifies_none(method: str) -> None:
+    x, _ = images(6)
+    network = small()
+    with torch.no_grad():
+        y = (network(x).argmax(1) + 1) % 3
+    assert rbl.certify(network, x, y, method=method, eps=0.01).certified_accuracy == 0

@@ -69,7 +69,7 @@ def evaluate(
     target: None, random, next, least-likely, all or a class.
     device: default the model's own. precision: float32, bf16 or f16 for the search; proofs are in float32.
     max_queries: forward passes that a sample may cost; what is seen later counts for nothing.
-    checks: after the run small attacks of other kinds look at up to 16 images that were left standing, and may make
+    checks: after the run small attacks of other kinds look at up to 24 images that were left standing, and may make
     the verdict `unreliable`; False leaves them out.
     fit_data: images and labels, as x and y, that an attack (uap, ...) or a defense (knn, ...) learns from which learns;
     they should be others than x. None: for an attack x itself, up to 512 of them, and the record says so.

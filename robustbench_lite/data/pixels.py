@@ -108,20 +108,24 @@ def _with_channels(
 
 def _bytes(argument: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     """Whole numbers as uint8, which is divided by 255 where pixels are asked for."""
+    if x.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        x, name = x.to(torch.int64), type_name(x)  # torch finds no extremes of these
+    else:
+        name = type_name(x)
     low, high = int(x.min()), int(x.max())
     if low < 0 or high > 255:
         raise UserError(
-            f"{argument} must be uint8 in 0..255 or float in [0, 1], got {type_name(x)} from {low} to {high}; "
+            f"{argument} must be uint8 in 0..255 or float in [0, 1], got {name} from {low} to {high}; "
             "divide by the largest value that a pixel can have, as in x / 65535"
         )
     if high == 1:
         raise UserError(
-            f"{argument} must be uint8 in 0..255 or float in [0, 1], got {type_name(x)} from {low} to 1; "
+            f"{argument} must be uint8 in 0..255 or float in [0, 1], got {name} from {low} to 1; "
             "is 1 white? Then make them float: x.astype('float32') or x.float()"
         )
     if x.dtype == torch.uint8:
         return x, ()
-    return x.to(torch.uint8), (f"{type_name(x)} images from {low} to {high} read as bytes, divided by 255",)
+    return x.to(torch.uint8), (f"{name} images from {low} to {high} read as bytes, divided by 255",)
 
 
 def _advice(x: Tensor, low: float, high: float, rounding: float) -> str:

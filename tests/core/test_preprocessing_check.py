@@ -49,6 +49,7 @@ def net(digits: tuple[Tensor, Tensor]) -> Callable[[Callable[[Tensor], Tensor]],
 
 
 WAYS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "turned": (lambda x: x.rot90(1, (2, 3)), "turn the images by 90 degrees"),
     "inverted": (lambda x: 1 - x, "invert the images"),
     "transposed": (lambda x: x.transpose(2, 3), "exchange rows and columns"),
 }
@@ -124,7 +125,14 @@ def test_a_network_that_is_right_costs_one_pass_an_image(
 
     check_preprocessing(counted, digits[0][:64], digits[1][:64])
     assert sum(seen) == 64
-    assert len(list(preparations(digits[0]))) <= 8
+    assert len(list(preparations(digits[0]))) <= 12
+
+
+def test_images_that_use_a_part_of_their_range_are_to_be_scaled(
+    digits: tuple[Tensor, Tensor], net: Callable[[Callable[[Tensor], Tensor]], nn.Module]
+) -> None:
+    (finding,) = check_preprocessing(net(lambda z: z), digits[0][:64] * 16 / 255, digits[1][:64])
+    assert finding.advice.startswith("divide the pixels by their largest value")
 
 
 def test_what_raises_or_answers_with_no_numbers_is_passed_over(digits: tuple[Tensor, Tensor]) -> None:

@@ -150,3 +150,14 @@ def test_parquet_labels_in_other_forms(tmp_path: Path, write_parquet: Make, enco
         write_parquet(tmp_path / "test-0.parquet", data, labels)
         found = load_dataset(f"parquet:{tmp_path}")
         assert (found.classes, found.labels.tolist()) == (classes, y)
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64", "int16"])
+def test_whole_numbers_of_any_type_are_bytes_where_they_can_be(kind: str) -> None:
+    pixels = (X.numpy() * 255).round().astype(kind)
+    pixels[0, 0, 0, 0] = 255
+    images, notes = read_images("x", pixels, count=6)
+    assert images.dtype == torch.uint8 and int(images[0, 0, 0, 0]) == 255
+    assert notes == (f"{kind} images from {pixels.min()} to 255 read as bytes, divided by 255",)
+    with pytest.raises(UserError, match=f"got {kind} from 0 to 30000; divide by the largest value"):
+        read_images("x", np.where(pixels == 255, 30000, 0).astype(kind), count=6)

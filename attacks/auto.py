@@ -42,7 +42,8 @@ class Auto(Portfolio):
             queries, and a targeted ascent. "standard": the parts as listed by `parts`. "exhaustive": for every sample
             also AutoAttack's own targeted ascents and searches.
 
-    In l1 the ascents are those of AutoAttack for l1, in l0 there are minimum-norm attacks alone (`sigma-zero`, `fmn`).
+    In l1 the ascents are those of AutoAttack for l1, in l0 there are minimum-norm attacks alone (`sigma-zero`,
+    `pointwise`, `fmn`).
     docs/benchmarks.md compares it with AutoAttack on networks attacked within and beyond what they were trained for.
     """
 
@@ -152,15 +153,18 @@ class Auto(Portfolio):
         return (standard[0], Part(APGDT(classes=5)), Part(FABT()), Part(Square()), *standard[1:])
 
     def _l0(self) -> tuple[Part, ...]:
-        """Minimum-norm attacks: short for all, longer for the images that they came near."""
-        quick = Part(SigmaZero(steps=60)), Part(FMN(steps=30))
+        """Minimum-norm attacks in turn: by gradients, and from outside by scores, which no masked gradient misleads."""
+        search = Pointwise(steps=400, tries=100)
+        quick = Part(SigmaZero(steps=40)), Part(search)
         if self.effort == "quick":
             return quick
         standard = (
             *quick,
-            Part(SigmaZero(steps=200), max_distance=3.0),
-            Part(FMN(steps=100), max_distance=2.0),
-            Part(SigmaZero(steps=400), max_distance=1.5),
+            Part(SigmaZero(steps=100), max_distance=2.0),
+            Part(replace(search, restarts=2), max_distance=2.0),
+            Part(FMN(steps=50), max_distance=1.4),
+            Part(SigmaZero(steps=300), max_distance=1.4),
+            Part(replace(search, restarts=4), max_distance=1.3),
         )
         if self.effort == "standard":
             return standard

@@ -63,10 +63,10 @@ class Inward(Attack):
             By default 0.7, in l1 0.8.
         alpha_max: largest share of the clean image's own projection in the mixture, in [0, 1]; by default 0.2, in
             l2 0.1.
-        spread: whether the restarts after the first seek a class of their own each, in the order of the logits at the
-            start; the first, or without it each, takes the class that comes first.
         eta: how far beyond the boundary a projection goes, in shares of its length, >= 1; by default 1.05 (linf), 1.5
             (l2), 1.2 (l1).
+        spread: whether the restarts after the first seek a class of their own each, in the order of the logits at the
+            start; the first, or without it each, takes the class that comes first.
 
     Departures from FAB: the start; one gradient query per step, which also judges the iterate; the growing share; the
     class is that of the start; one class for each restart.

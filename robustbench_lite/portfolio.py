@@ -69,6 +69,7 @@ class Part:
         return promising & ~_settled(entry) if self.doubted else promising
 
     def _promising(self, entry: Entry) -> Tensor:
+        """Whom `hope` or `max_distance` lets in, (N,) bool; settled samples among them."""
         if math.isfinite(self.max_distance):
             if entry.nearest_distance is None:
                 return torch.zeros_like(entry.attacked)

@@ -22,12 +22,14 @@ _SURE = 9.0  # of McNemar's statistic: chance gives as much once in 370 times
 class Preparation:
     """What may be done with images before the network proper.
 
-    text: what the images are then; advice: how the user has it done.
+    text: what the images are then; advice: how the user has it done; values: whether it changes the values of pixels
+    alone, as a stated mean and std do.
     """
 
     text: str
     advice: str
     of: Callable[[Tensor], Tensor]
+    values: bool = False
 
 
 def preparations(x: Tensor) -> Iterator[Preparation]:
@@ -38,14 +40,15 @@ def preparations(x: Tensor) -> Iterator[Preparation]:
     yield _normalised("mean 0.5, std 0.5", *_constant((0.5,), (0.5,), channels), "--mean 0.5 --std 0.5")
     for name in ("imagenet", "mnist"):
         if len(NAMED[name][0]) == channels:
-            yield _normalised(f"those of {name}", *_constant(*NAMED[name], channels), f"--mean {name}")
+            yield _normalised(f"the mean and std of {name}", *_constant(*NAMED[name], channels), f"--mean {name}")
     if 0 < (most := float(x.max())) < 0.5:
         yield Preparation(
             f"with pixels up to 1 in place of {most:.3g}",
             f"divide the pixels by their largest value: they reach {most:.3g} of the range of their type",
             lambda z: z / most,
+            values=True,
         )
-    yield Preparation("in 0..255", "--mean 0 --std 1/255", lambda z: 255 * z)
+    yield Preparation("in 0..255", "--mean 0 --std 1/255", lambda z: 255 * z, values=True)
     yield Preparation("inverted (1 - x)", "invert the images", lambda z: 1 - z)
     if channels == 3:
         yield Preparation("with channels in the order BGR", "exchange red and blue", lambda z: z.flip(1))
@@ -71,7 +74,7 @@ def check_preprocessing(
         logits: From images (N, C, H, W) to logits (N, K); the network without defenses.
         x: Some clean images in [0, 1].
         y: Their labels (N,).
-        stated: The user has stated the normalisation (`--mean`, `rbl.Normalize`): what is found is a warning.
+        stated: The user has stated the normalisation (`--mean`, `rbl.Normalize`): another one is a warning only.
     """
     n = len(x)
     if n < _FEWEST:
@@ -98,7 +101,7 @@ def check_preprocessing(
     )
     named = way.advice.startswith("--mean")
     advice = f"{way.advice}, or --mean 0 --std 1 if nothing is missing" if named else way.advice
-    return [Finding(text, fatal=not stated, advice=advice)]
+    return [Finding(text, fatal=not (stated and way.values), advice=advice)]
 
 
 def _normalised(name: str, mean: Tensor, std: Tensor, advice: str) -> Preparation:
@@ -108,6 +111,7 @@ def _normalised(name: str, mean: Tensor, std: Tensor, advice: str) -> Preparatio
         f"normalised by {name.format(**texts)}",
         advice.format(**texts),
         lambda x: (x - mean.to(x).reshape(shape)) / std.to(x).reshape(shape),
+        values=True,
     )
 
 

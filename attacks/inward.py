@@ -86,6 +86,7 @@ class Inward(Attack):
     alpha_max: float | None = None
     eta: float | None = None
     spread: bool = True
+    random_start: bool = True
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts"):
@@ -130,10 +131,10 @@ class Inward(Attack):
         return float(_DEFAULTS[norm][name] if value is None else value)
 
     def start(self, query: Query, batch: Batch) -> InwardState:
-        """Random noise in the distant ball."""
+        """Random noise in the distant ball, or where a portfolio says, by default the clean image."""
         return InwardState(
             candidate=batch.ball.x.clone(),
-            iterate=self._distant(batch).random(batch.stream),
+            iterate=self._distant(batch).random(batch.stream) if self.random_start else batch.origin.clone(),
             nearest=torch.full_like(batch.ball.eps, torch.inf, dtype=torch.float64),
             aim=torch.full_like(batch.y, -1),
             inward=torch.full_like(batch.y, -1),
@@ -154,7 +155,7 @@ class Inward(Attack):
         seeking = state.inward < 0
         # A class that was chosen is sought until the iterate is of it.
         there = adversarial & ((aim < 0) | (others.argmax(1) == aim))
-        begins = seeking & (there | (batch.step >= _SEEK))
+        begins = seeking & (there | (batch.step >= (_SEEK if self.random_start else 0)))
         state = replace(
             state,
             candidate=torch.where(per_row(nearer, z), z, state.candidate),
@@ -178,10 +179,12 @@ class Inward(Attack):
 
     def _sought(self, batch: Batch, others: Tensor) -> Tensor:
         """The class that this restart seeks, (N,): -1 for any; others: logits (N, K), that of the label -inf."""
-        rank = batch.attempt % others.shape[1] if self.spread else torch.zeros_like(batch.attempt)
+        if not self.spread:
+            return torch.full_like(batch.attempt, -1)
+        rank = batch.attempt - int(self.random_start)  # the label comes last in the order, and is left out
         order = others.argsort(dim=1, descending=True, stable=True)
-        chosen = order.gather(1, (rank - 1).clamp_min(0).unsqueeze(1))[:, 0]
-        return torch.where(rank == 0, -1, chosen)
+        chosen = order.gather(1, (rank % (others.shape[1] - 1)).unsqueeze(1))[:, 0]
+        return torch.where(rank < 0, -1, chosen)
 
     def _inward(self, ball: Ball, z: Tensor, share: Tensor, value: Tensor, normal: Tensor) -> Tensor:
         """The iterate drawn to `share` of its distance, by the projection on that ball, then projected as FAB does."""

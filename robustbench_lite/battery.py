@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .ascents import Climbed, fresh, scaled, smoothed, straight, transferred, unbounded, vanishing
 from .attack import Attack
-from .more_steps import continued, longer
+from .further_attacks import continued, longer, others
 from .portfolio import Portfolio
 from .reliability import Checked, Finding
 from .squares import QUERIES, search
@@ -65,6 +65,10 @@ def second_look(
         if look:
             made.add(name)
             tally.climbed(look, advice=_SURROGATE)
+    more = others(attack, scene, seed=seed, target=target)
+    if more:
+        made.add("other attacks")
+        tally.add(*more)
     tally.climbed(smoothed(scene))
     tally.add(f"black box: a search of {QUERIES} queries without gradients", search(scene, tally.at, tally.value))
     made.ran += ["averaged gradient", "black box"]

@@ -267,12 +267,12 @@ class Engine:
         return Active(entry, batch, state)
 
     def _warm_start(self, entry: Entry, x: Tensor) -> Tensor | None:
-        """Where a warm part begins, in the ball; None for one that begins at the clean images."""
+        """Where a warm part begins, in its ball; None for one that begins at the clean images."""
         if self.warm != "nearest":
             return entry.ends if self.warm == "margin" else None
         if entry.nearest is None:
             return x
-        return self.threat.around(x, entry.eps).project(entry.nearest)
+        return entry.nearest if self.attack.minimal else self.threat.around(x, entry.eps).project(entry.nearest)
 
     # -- one step -------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ class Auto(Portfolio):
     margin that earlier parts reached (`Part.hope`, a share of the clean margin); later parts begin where the best of
     the earlier ones ended, and searches stop where their progress would not lead to the goal (`Square.patience`). The
     third family starts outside the ball (`inward`): a network masks its gradients in a threat that it was not trained
-    for, and ascent from inside stalls. After one restart for all, it enters where its nearest adversarial example is
+    for, and ascent from inside stalls. After one restart for all (in l2 one from noise and three from the clean image,
+    towards a class each), it enters where its nearest adversarial example is
     within a multiple of eps (`Part.max_distance`) and nearer than the ascents promise; short ascents then begin at that
     example, projected into the ball. Where ascents and searches from outside agree how far the nearest adversarial
     example is, neither is masked, and parts that are there to find that out are left out (`Part.doubted`). What a part
@@ -104,23 +105,28 @@ class Auto(Portfolio):
         )
 
     def _l2(self, near: MD, polish: MD, search: Square) -> tuple[Part, ...]:
-        inward = Inward(steps=30, restarts=1, reach=2)
-        again = replace(inward, spread=False)
+        """Searches from noise and from the clean image in turn: each finds what the other does not."""
+        noise = Inward(steps=30, restarts=1, reach=2, spread=False)
+        clean = Inward(steps=20, restarts=3, random_start=False, shrink=0.5, eta=1.05)
+        closer = replace(clean, restarts=1, shrink=0.85)
         return (
-            Part(inward),
+            Part(noise),
+            Part(clean),
             Part(near, max_distance=1.5, warm="nearest"),
-            Part(replace(inward, restarts=3), max_distance=5.0, doubted=True),
+            Part(replace(noise, restarts=2), max_distance=2.0, doubted=True),
             Part(near, max_distance=1.3, warm="nearest"),
-            Part(replace(again, steps=45, restarts=4), max_distance=1.4, doubted=True),
+            Part(replace(clean, restarts=6), max_distance=1.25, doubted=True),
+            Part(replace(noise, restarts=4), max_distance=1.2, doubted=True),
+            Part(closer, max_distance=1.15, warm="nearest"),
             Part(near, max_distance=1.2, warm="nearest"),
-            Part(replace(again, steps=60, restarts=6), max_distance=1.12, doubted=True),
+            Part(replace(noise, steps=45, restarts=4), max_distance=1.08, doubted=True),
             Part(replace(near, steps=30), max_distance=1.1, warm="nearest"),
             Part(Square(steps=40, proposals=1), doubted=True),
-            Part(APGDT(steps=20, classes=3), hope=0.4),
+            Part(APGDT(steps=20, classes=3), hope=0.25),
             Part(polish, hope=0.4, warm="margin"),
             Part(Square(steps=60, proposals=4), hope=0.3, doubted=True),
             Part(polish, hope=0.2, warm="margin"),
-            Part(MD(steps=20, restarts=8), hope=0.1),
+            Part(MD(steps=20, restarts=8), hope=0.08),
             Part(polish, hope=0.15, warm="margin"),
             Part(Square(steps=100, proposals=16, patience=2.0), hope=0.15, doubted=True),
             Part(APGDT(steps=40, classes=3), hope=0.06),

@@ -52,7 +52,7 @@ class Inward(Attack):
     This attack starts outside: at random noise of norm `radius`, from which it ascends the margin until the image is
     misclassified, for six steps at most. Then it takes the steps of FAB (Croce and Hein 2020, arXiv:1907.02044,
     equations 5 to 9) on the boundary with the class found there: where the iterate is adversarial it is first drawn
-    towards the clean image.
+    towards the clean image. With `random_start=False` it takes these steps from the clean image on.
 
     Args:
         steps: gradient queries per restart, >= 1; one forward and one backward pass each.
@@ -65,8 +65,11 @@ class Inward(Attack):
             l2 0.1.
         eta: how far beyond the boundary a projection goes, in shares of its length, >= 1; by default 1.05 (linf), 1.5
             (l2), 1.2 (l1).
-        spread: whether the restarts after the first seek a class of their own each, in the order of the logits at the
-            start; the first, or without it each, takes the class that comes first.
+        spread: whether each restart seeks a class of its own, in the order of the logits at the start; the first from
+            noise, or without `spread` each restart, takes the class that comes first.
+        random_start: whether a restart begins at noise. Without it, it begins at the clean image (in a portfolio also
+            at the nearest adversarial example) and takes the projections at once, as FAB does: the first leads far
+            out where the gradient is small. `shrink` 0.5 and `eta` 1.05 suit it in l2.
 
     Departures from FAB: the start; one gradient query per step, which also judges the iterate; the growing share; the
     class is that of the start; one class for each restart.

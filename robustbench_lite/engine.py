@@ -25,7 +25,7 @@ _LOW_SHARE = 0.85
 _PROVE_EVERY = 4
 
 # Where a part of a portfolio begins: at the clean image (""), at the image of largest margin that earlier parts ended
-# at, or at their nearest adversarial example, projected into the ball.
+# at, or at their nearest adversarial example, projected into the ball unless the part is a minimal attack.
 Warm = Literal["", "margin", "nearest"]
 
 

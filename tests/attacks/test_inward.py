@@ -152,3 +152,28 @@ def test_each_restart_after_the_first_seeks_a_class_of_its_own() -> None:
             assert chosen[0] == -1 and sorted(chosen[1:]) == sorted({0, 1, 2, 3} - {int(y)})
         else:
             assert chosen == [-1] * 4
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_from_the_clean_image_a_class_each_finds_the_optimum(norm: str) -> None:
+    """Four classes, so three restarts; on a linear model one of them has the nearest boundary."""
+    model, weight, x = _linear()
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    starts: list[torch.Tensor] = []
+
+    class Seen(Inward):
+        name = "seen"
+
+        def start(self, query: Query, batch: Batch) -> InwardState:
+            state = super().start(query, batch)
+            starts.append(state.iterate - batch.ball.x)
+            return state
+
+    attack = Seen(steps=80, restarts=3, random_start=False, shrink=0.5, eta=1.05)
+    rows = rbl.evaluate(model, x, y, attack=attack, norm=norm, eps=EPS[norm], checks=False).samples
+    assert starts and not any(change.any() for change in starts)
+    distance, optimum = _distance(rows, norm), _optimum(model, weight, x, y, norm)
+    assert (distance >= optimum * (1 - 1e-4)).all()
+    inside = (optimum > 0.005) & (optimum < (0.3 if norm == "l1" else 10))
+    assert float((distance / optimum)[inside].median()) < 1.1

@@ -215,6 +215,21 @@ def test_a_search_without_gradients_beats_pgd_on_a_network_that_masks(
     assert ("black box" in found.verdict) != reliable
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("l1", 5.0), ("l2", 2.0)])
+def test_other_attacks_beat_pgd_in_a_norm_that_the_network_was_not_trained_for(
+    norm: str, eps: float, shared_data: Path, shared_weights: Path
+) -> None:
+    data = load_dataset("mnist", data_dir=shared_data)
+    weights = str(shared_weights / "mnist-fast-at" / "fgsm.pth")
+    model = rbl.load_model("small-cnn", n_classes=10, shape=data.shape, weights=weights).module
+    index = torch.arange(60)
+    few = data.images(index), data.labels[index]
+    found = evaluated(model, few, "pgd", eps, norm=norm)
+    assert "other attacks" in found.verdict
+    ran = [evaluated(model, few, a, eps, norm=norm).run.specification.checks.after for a in (PGD(), "auto")]
+    assert "other attacks" in ran[0] and "other attacks" not in ran[1]
+
+
 @pytest.mark.parametrize("eps", [0.02, 0.05, EPS])
 @pytest.mark.parametrize("attack", ["pgd", "auto"])
 def test_an_honest_network_is_reliable(attack: str, eps: float, base: nn.Module, digits: Digits) -> None:

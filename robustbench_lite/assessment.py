@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _NEAR, _SPREAD = 16, 8  # images of the second look: nearest to falling, and of the others
 _SHARE = 0.1  # of those that stand, which are near
 _PREPARED = 64  # clean images that are shown prepared in other ways
+_COPIES = 0.05  # of the images at least that a warning tells of
 _AGAIN = 512  # clean images that are asked again at most
 
 
@@ -66,6 +67,8 @@ def judged(
     rows = rows_of(plan, columns)
     known = {finding.reason for finding in checked.findings}
     after = Checked([f for f in check_rows(rows) if f.reason not in known] if plan.shard is None else [])
+    if plan.shard is None:
+        after.findings += _copies(columns["content"])
     images, passes = 0, 0
     if plan.checks:
         found, passes = _preprocessing(plan, columns, network)
@@ -153,6 +156,18 @@ def _again(plan: Plan, network: Network, columns: dict[str, Tensor]) -> list[Fin
     x = plan.data.images(columns["index"][chosen])
     keys = Stream.of(content_hashes(x), seed=plan.seed, device=network.device).keys
     return check_again(network, x, columns["y"][chosen], keys, columns["margin"][chosen], votes=plan.draws[1])
+
+
+def _copies(content: Tensor) -> list[Finding]:
+    """A warning where some images are there more than once, (N, 32) hashes: the interval takes all as independent."""
+    n, different = len(content), len(torch.unique(content, dim=0))
+    if n - different <= _COPIES * n:
+        return []
+    text = (
+        f"{n - different} of {n} images are copies of others: the interval of robust accuracy takes all as independent "
+        "and is too narrow"
+    )
+    return [Finding(text, fatal=False, advice="leave copies out")]
 
 
 def _subjects(plan: Plan, columns: dict[str, Tensor], device: torch.device) -> Subjects:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def _numbers(argument: str, text: list[str], names: Sequence[str] | None) -> tup
         by_name = dict(zip(found, places, strict=True))
         return np.array([by_name[name] for name in text]), "labels read as class names"
     if all(map(_is_number, text)):
-        return np.array([int(name) for name in text]), "labels as text read as numbers"
+        return np.array([int(float(name)) for name in text]), "labels as text read as numbers"
     if names is None:
         raise UserError(
             f"{argument} must be numbers, got text ({shortened(sorted(set(text)))}); which output of the network is "
@@ -129,7 +130,8 @@ def _values(labels: Tensor) -> list[int]:
 
 
 def _is_number(text: str) -> bool:
-    return text.strip().isdecimal()
+    """Whether text is a whole number; `7.0` is one."""
+    return re.fullmatch(r"\d+(\.0*)?", text.strip()) is not None
 
 
 def _one_each(argument: str, y: Tensor, count: int, classes: int | None, notes: list[str]) -> Tensor:

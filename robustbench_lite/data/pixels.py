@@ -90,6 +90,12 @@ def _with_channels(
     argument: str, x: Tensor, count: int | None, channels: Literal["first", "last"]
 ) -> tuple[Tensor, tuple[str, ...]]:
     shape = tuple(x.shape)
+    if x.ndim in (3, 4) and count is not None and count == shape[-1] != shape[0] and count > max(CHANNELS):
+        order = ", ".join(map(str, (x.ndim - 1, *([2] if x.ndim == 4 else []), 0, 1)))
+        raise UserError(
+            f"{argument} must be (N, C, H, W), got {shape} for {count} labels: the images come last; "
+            f"give them first, as in np.transpose(x, ({order}))"
+        )
     if x.ndim == 3 and (channels == "last" or count in (None, len(x))):
         # What a source states as its own form needs no note.
         return x.unsqueeze(1), () if channels == "last" else (f"{shape} read as grey images (N, H, W)",)
@@ -113,6 +119,11 @@ def _bytes(argument: str, x: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     else:
         name = type_name(x)
     low, high = int(x.min()), int(x.max())
+    if low < 0 and x.dtype == torch.int8:
+        raise UserError(
+            f"{argument} must be uint8 in 0..255 or float in [0, 1], got int8 from {low} to {high}; "
+            "were they uint8? Then x.view('uint8'), or, where 128 was subtracted, (x.astype(int) + 128)"
+        )
     if low < 0 or high > 255:
         raise UserError(
             f"{argument} must be uint8 in 0..255 or float in [0, 1], got {name} from {low} to {high}; "

@@ -151,6 +151,15 @@ def test_without_checks_it_is_unchecked_and_the_record_says_which_ran() -> None:
     assert on.summary()["checks"]["images"] == records[1].images
 
 
+@pytest.mark.parametrize(("copies", "told"), [(0, False), (4, False), (5, True)])
+def test_copies_are_told_of(copies: int, told: bool) -> None:
+    """From 5 % on: a data set has some. That the interval is too narrow makes the number no less true."""
+    x = torch.cat([X, X[:copies]])
+    found = evaluate(x=x, y=torch.cat([Y, Y[:copies]]))
+    assert found.verdict == "reliable"
+    assert any(f"{copies} of {len(x)} images are copies of others" in text for text in found.warnings) == told
+
+
 @pytest.mark.parametrize("order", [(False, True), (True, False), (False, False, True, False)])
 def test_checks_complete_the_record_whatever_the_order(order: tuple[bool, ...], tmp_path: Path) -> None:
     from robustbench_lite.leaderboard import build, verify

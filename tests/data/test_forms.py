@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ Make = Callable[..., Any]
         (Y.double(), "float64 labels read as whole numbers"),
         (Y + 1, "labels 1 to 4 read as 0 to 3"),
         ([str(y) for y in Y.tolist()], "labels as text read as numbers"),
+        ([str(float(y)) for y in Y.tolist()], "labels as text read as numbers"),
         (np.array(["b", "d", "C", "C", "b", "a"]), "labels read as class names"),
         (np.array([b"b", b"d", b"c", b"c", b"b", b"a"]), "labels read as class names"),
     ],
@@ -98,6 +100,7 @@ def test_images_with_one_reading(images: Any, expected: torch.Tensor, told: str 
         (X * 16, "divide by the range"),
         (X * 65535, "65535 for 16 bits"),
         ((X * 65535).int(), "divide by the largest value"),
+        ((X * 255 - 128).to(torch.int8), "were they uint8?"),
         ((X > 0.5).byte(), "is 1 white?"),
         (X[0].repeat(3, 1, 1), "for 1 label; a single image is x[None]"),
         (X.flatten(1), "reshape flat images to (N, 1, 8, 8)"),
@@ -108,6 +111,26 @@ def test_images_with_no_or_several_readings(images: torch.Tensor, told: str) -> 
     with pytest.raises(UserError, match=r"^x must be ") as error:
         read_images("x", images, count=1 if images.ndim == 3 else len(images))
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("channels", ["first", "last"])
+@pytest.mark.parametrize(
+    ("images", "order"),
+    [(X[:, 0].permute(1, 2, 0), (2, 0, 1)), (X.expand(-1, 3, -1, -1).permute(2, 3, 1, 0), (3, 2, 0, 1))],
+)
+def test_images_that_come_last_are_to_be_moved(images: torch.Tensor, order: tuple[int, ...], channels: Any) -> None:
+    with pytest.raises(
+        UserError, match=re.escape(f"the images come last; give them first, as in np.transpose(x, {order})")
+    ):
+        read_images("x", images, count=6, channels=channels)
+    moved = images.permute(order)
+    channels_last = moved.permute(0, 2, 3, 1) if moved.ndim == 4 and channels == "last" else moved
+    assert read_images("x", channels_last, count=6, channels=channels)[0].shape == (
+        6,
+        1 if images.ndim == 3 else 3,
+        8,
+        8,
+    )
 
 
 def test_npz_in_other_forms(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .portfolio import Portfolio
 from .preprocessing_check import check_preprocessing
 from .registry import load
 from .reliability import Checked, Finding, decide, next_step
-from .row_checks import Rows, check_rows
+from .row_checks import FEWEST, Rows, check_rows
 from .streams import Stream, content_hashes
 from .subjects import Scene, Subjects
 from .targets import check_target
@@ -161,7 +161,7 @@ def _again(plan: Plan, network: Network, columns: dict[str, Tensor]) -> list[Fin
 def _copies(content: Tensor) -> list[Finding]:
     """A warning where some images are there more than once, (N, 32) hashes: the interval takes all as independent."""
     n, different = len(content), len(torch.unique(content, dim=0))
-    if n - different <= _COPIES * n:
+    if n < FEWEST or n - different <= _COPIES * n:
         return []
     text = (
         f"{n - different} of {n} images are copies of others: the interval of robust accuracy takes all as independent "

@@ -113,7 +113,7 @@ def faults(found: Reverification, word: str) -> list[str]:
     return [fault for fault in found.faults if word in fault]
 
 
-@pytest.mark.filterwarnings("ignore:shattered gradient")
+@pytest.mark.filterwarnings("ignore:shattered gradient", "ignore:other attacks")
 @pytest.mark.parametrize(
     "options",
     [

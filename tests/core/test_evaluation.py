@@ -186,6 +186,7 @@ def test_a_seed_decides_everything() -> None:
     assert not torch.equal(other.adversarial, first.adversarial)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:other attacks")  # six steps are few
 def test_instances_and_files_do_what_names_do(tmp_path: Path) -> None:
     by_name = evaluate(attack_options={"steps": "6", "loss": "dlr"})
     assert same_rows(evaluate(attack=PGD(steps=6, loss="dlr")), by_name)
